@@ -1,0 +1,253 @@
+"""The keys and values of one head group of one layer, in one block of memory.
+
+Along the token axis it is laid out `[selected | recent | sink | current]`, each part filled from the right. So whatever
+is held, from the first chunk to the steady state, is one contiguous suffix that attention reads as it lies: nothing is
+concatenated, nothing is rotated. Keys carry their absolute position, so their order in memory is free; the recent part
+holds its newest frame first.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from forcing_kv.geometry import FrameGeometry
+from forcing_kv.policies import HeadGroup
+
+GROWTH_CHUNKS = 4
+"""Chunks by which an unbounded recent part grows."""
+
+
+class GroupBuffer:
+    """In-place storage for one head group.
+
+    Attributes:
+        group: What the group keeps.
+        places: Where its heads lie in the model's q, k and v, rising.
+        kv: Keys (0) and values (1), [2, batch, tokens, heads, head_dim].
+        sink_frames: Frames the sink part holds now; likewise `recent_frames`.
+        selected_tokens: Tokens the selected part holds now.
+    """
+
+    def __init__(
+        self,
+        group: HeadGroup,
+        places: Sequence[int],
+        geometry: FrameGeometry,
+        *,
+        segments_per_frame: int,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.group = group
+        self.places = tuple(places)
+        self.geometry = geometry
+        self.sink_frames = 0
+        self.recent_frames = 0
+        self.selected_tokens = 0
+        self.recent_capacity = 0 if group.recent_frames is None else group.recent_frames
+        self.segment_tokens = geometry.segment_tokens(segments_per_frame) if group.selected_segments else 0
+        self.kv = torch.zeros(
+            (2, batch_size, self._num_tokens, len(self.places), geometry.head_dim), dtype=dtype, device=device
+        )
+
+    @property
+    def selected_capacity(self) -> int:
+        """Tokens the selected part has room for."""
+        return self.group.selected_segments * self.segment_tokens
+
+    @property
+    def history_tokens(self) -> int:
+        """Tokens held, the current chunk not counted."""
+        return self.selected_tokens + self.geometry.tokens(self.recent_frames + self.sink_frames)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.kv.nbytes
+
+    def write_current(self, k: Tensor, v: Tensor) -> None:
+        """Puts the chunk of this pass in its place; both [batch, chunk_tokens, heads, head_dim]."""
+        current = self.kv[:, :, self._current_start :]
+        current[0].copy_(k)
+        current[1].copy_(v)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Views of all keys and values held, the current chunk included."""
+        held = self.kv[:, :, self._current_start - self.history_tokens :]
+        return held[0], held[1]
+
+    def read_sink(self) -> tuple[Tensor, Tensor]:
+        """Views of the sink alone."""
+        sink = self.kv[:, :, self._current_start - self.geometry.tokens(self.sink_frames) : self._current_start]
+        return sink[0], sink[1]
+
+    def leaving_frames(self) -> int:
+        """Frames that the next commit pushes out of the recent part: the candidates of a selection."""
+        return max(0, self.recent_frames + self.geometry.chunk_frames - self._absorbed - self.recent_capacity)
+
+    def leaving_keys(self) -> Tensor:
+        """Keys of the leaving frames and of the frame after them, in temporal order.
+
+        Returns:
+            [batch, leaving_frames + 1, frame_tokens, heads, head_dim].
+        """
+        starts = self._future_starts()[: self.leaving_frames() + 1]
+        return torch.stack([self.kv[0, :, start : start + self.geometry.frame_tokens] for start in starts], dim=1)
+
+    def keep_segments(self, segments: Tensor, segments_per_frame: int) -> None:
+        """Overwrites the selected part with segments of the leaving frames.
+
+        Args:
+            segments: [batch, kept], int64: leaving frame x segments_per_frame + segment.
+            segments_per_frame: Runs a frame is cut into.
+        """
+        frame, segment = segments // segments_per_frame, segments % segments_per_frame
+        frame_tokens = self.geometry.frame_tokens
+        # Where a frame lies is arithmetic on its number: recent frames run leftwards from the sink, newest first, the
+        # current chunk runs rightwards. No table has to be sent to the device.
+        in_recent = self._sink_start - (frame + 1) * frame_tokens
+        in_current = self._current_start + (frame - self.recent_frames + self._absorbed) * frame_tokens
+        first = torch.where(frame < self.recent_frames, in_recent, in_current) + segment * self.segment_tokens
+        tokens = (first[..., None] + torch.arange(self.segment_tokens, device=first.device)).flatten(1)
+
+        self.selected_tokens = tokens.shape[1]
+        selected = self.kv[:, :, self.selected_capacity - self.selected_tokens : self.selected_capacity]
+        for item, item_tokens in enumerate(tokens):
+            selected[:, item].copy_(self.kv[:, item].index_select(1, item_tokens))
+
+    def drop_segments(self) -> None:
+        """Empties the selected part."""
+        self.selected_tokens = 0
+
+    def commit_current(self) -> None:
+        """Makes the current chunk history: it fills the sink first, then the recent part, pushing out the oldest."""
+        if self.group.recent_frames is None:
+            self._reserve(self.recent_frames + self.geometry.chunk_frames)
+        frame_tokens = self.geometry.frame_tokens
+        absorbed = self._absorbed
+        self._push(
+            [self._current_start + index * frame_tokens for index in range(absorbed, self.geometry.chunk_frames)]
+        )
+        for index in range(absorbed):
+            self._fill_sink(self._current_start + index * frame_tokens)
+
+    def refill(self, k: Tensor, v: Tensor, *, keep_sink: bool) -> None:
+        """Starts over from a span of frames: the sink takes the first (unless it is kept), recent the last.
+
+        Args:
+            k: Keys of the span, [batch, frames * frame_tokens, heads, head_dim], in temporal order.
+            v: Values of the span.
+            keep_sink: Whether the sink stays as it is; the span then begins after it.
+        """
+        frame_tokens = self.geometry.frame_tokens
+        num_frames = k.shape[1] // frame_tokens
+        if not keep_sink:
+            self.sink_frames = 0
+        self.recent_frames = 0
+        self.selected_tokens = 0
+        to_sink = 0 if keep_sink else min(self.group.sink_frames, num_frames)
+        if self.group.recent_frames is None:
+            self._reserve(num_frames)
+        to_recent = min(self.recent_capacity, num_frames - to_sink)
+
+        def put(frame: int, start: int) -> None:
+            tokens = slice(frame * frame_tokens, (frame + 1) * frame_tokens)
+            self.kv[0, :, start : start + frame_tokens].copy_(k[:, tokens])
+            self.kv[1, :, start : start + frame_tokens].copy_(v[:, tokens])
+
+        for frame in range(to_sink):
+            self.sink_frames += 1
+            put(frame, self._current_start - self.sink_frames * frame_tokens)
+        for frame in range(num_frames - to_recent, num_frames):
+            self.recent_frames += 1
+            put(frame, self._sink_start - self.recent_frames * frame_tokens)
+
+    def take_history(self, source: "GroupBuffer") -> None:
+        """Copies sink and newest frames of a buffer of the same heads, for a change of sizes."""
+        frame_tokens = self.geometry.frame_tokens
+        self.sink_frames = min(source.sink_frames, self.group.sink_frames)
+        if self.group.recent_frames is None:
+            self._reserve(source.recent_frames)
+        self.recent_frames = min(source.recent_frames, self.recent_capacity)
+        sink_tokens = self.sink_frames * frame_tokens
+        self.kv[:, :, self._current_start - sink_tokens : self._current_start].copy_(
+            source.kv[:, :, source._current_start - sink_tokens : source._current_start]
+        )
+        newest = source._sink_start - source.recent_frames * frame_tokens
+        recent_tokens = self.recent_frames * frame_tokens
+        self.kv[:, :, self._sink_start - recent_tokens : self._sink_start].copy_(
+            source.kv[:, :, newest : newest + recent_tokens]
+        )
+
+    def history(self) -> Tensor:
+        """A view of the history held, [2, batch, history_tokens, heads, head_dim]."""
+        return self.kv[:, :, self._current_start - self.history_tokens : self._current_start]
+
+    def load_history(self, history: Tensor, *, sink_frames: int, recent_frames: int, selected_tokens: int) -> None:
+        """Puts back what `history` gave, with its counts."""
+        if self.group.recent_frames is None:
+            self.recent_frames = 0
+            self._reserve(recent_frames)
+        self.sink_frames, self.recent_frames, self.selected_tokens = sink_frames, recent_frames, selected_tokens
+        self.history().copy_(history)
+
+    @property
+    def _sink_start(self) -> int:
+        return self.selected_capacity + self.geometry.tokens(self.recent_capacity)
+
+    @property
+    def _current_start(self) -> int:
+        return self._sink_start + self.geometry.tokens(self.group.sink_frames)
+
+    @property
+    def _num_tokens(self) -> int:
+        return self._current_start + self.geometry.chunk_tokens
+
+    @property
+    def _absorbed(self) -> int:
+        """Frames of the current chunk that the sink takes at the next commit."""
+        return min(self.group.sink_frames - self.sink_frames, self.geometry.chunk_frames)
+
+    def _future_starts(self) -> list[int]:
+        """First tokens of the recent frames and of the current frames after them, in temporal order."""
+        frame_tokens = self.geometry.frame_tokens
+        recent = [self._sink_start - (index + 1) * frame_tokens for index in range(self.recent_frames)]
+        current = [
+            self._current_start + index * frame_tokens for index in range(self._absorbed, self.geometry.chunk_frames)
+        ]
+        return recent + current
+
+    def _push(self, starts: Sequence[int]) -> None:
+        """Adds the frames at `starts`, in temporal order, to the recent part; the oldest fall out at its right end."""
+        starts = starts[max(0, len(starts) - self.recent_capacity) :]
+        dropped = max(0, self.recent_frames + len(starts) - self.recent_capacity)
+        frame_tokens = self.geometry.frame_tokens
+        for index in range(dropped, self.recent_frames):  # oldest first: none is overwritten before it has moved
+            start = self._sink_start - (index + 1) * frame_tokens
+            self._copy_frame(start, start + dropped * frame_tokens)
+        self.recent_frames -= dropped
+        for start in starts:
+            self.recent_frames += 1
+            self._copy_frame(start, self._sink_start - self.recent_frames * frame_tokens)
+
+    def _fill_sink(self, start: int) -> None:
+        self.sink_frames += 1
+        self._copy_frame(start, self._current_start - self.geometry.tokens(self.sink_frames))
+
+    def _copy_frame(self, source: int, target: int) -> None:
+        frame_tokens = self.geometry.frame_tokens
+        self.kv[:, :, target : target + frame_tokens].copy_(self.kv[:, :, source : source + frame_tokens])
+
+    def _reserve(self, num_frames: int) -> None:
+        """Grows an unbounded recent part, in blocks, so that it holds `num_frames`."""
+        if num_frames <= self.recent_capacity:
+            return
+        block = GROWTH_CHUNKS * self.geometry.chunk_frames
+        grown = -(-num_frames // block) * block
+        held = self.kv[:, :, self._current_start - self.history_tokens :]  # history and current
+        self.recent_capacity = grown
+        kv = self.kv.new_zeros((*self.kv.shape[:2], self._num_tokens, *self.kv.shape[3:]))
+        kv[:, :, kv.shape[2] - held.shape[2] :].copy_(held)
+        self.kv = kv

@@ -1,0 +1,275 @@
+"""`StreamCache`: the keys and values of one stream, kept as a policy says.
+
+A chunk is denoised in several passes. Each pass writes its keys and values over those of the pass before and reads them
+together with the history; `commit` then makes the chunk history. All state is on this object, and the counters are
+plain integers on the host, so nothing here waits for the device.
+
+It works with any transformer: call `attend(layer, q, k, v)` in every layer in place of softmax attention, and
+`commit()` after the pass on the clean chunk (`examples/own_model.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forcing_kv.attention import attend
+from forcing_kv.cache.buffer import GroupBuffer
+from forcing_kv.errors import ConfigurationError, SnapshotError
+from forcing_kv.geometry import FrameGeometry
+from forcing_kv.policies import CachePlan, CachePolicy, Selection
+
+
+class StreamCache:
+    """The compressed history of one stream, or of a batch of streams in step.
+
+    Args:
+        geometry: Shape of the model and of a frame.
+        policy: What each head keeps.
+        batch_size: Streams in step; each has its own selection.
+        dtype: Of the stored keys and values.
+        device: Where they are stored.
+        head_order: The head that lies at each place of the model's q, k and v, per layer; None if they lie as numbered
+            (`CausalWanTransformer.head_order`).
+
+    Raises:
+        ConfigurationError: The policy cannot work at this geometry.
+        HeadMapError: The policy's head map does not fit.
+    """
+
+    def __init__(
+        self,
+        geometry: FrameGeometry,
+        policy: CachePolicy,
+        *,
+        batch_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        head_order: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        policy.check(geometry)
+        self.geometry = geometry
+        self.policy = policy
+        self.batch_size = batch_size
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.num_frames = 0
+        """Latent frames committed since the start of the stream."""
+        self.num_chunks = 0
+        """Chunks committed since the start of the stream."""
+        self.grouped = False
+        """Whether the heads are told apart now (after warm-up, or after a re-cache)."""
+        self.last_selection: Selection | None = None
+        """What the newest commit selected, if anything."""
+        self._sink_first_frame = 0
+        natural = tuple(range(geometry.num_heads))
+        self._head_order = (
+            tuple(tuple(order) for order in head_order) if head_order else (natural,) * geometry.num_layers
+        )
+        self._plan = policy.plan(geometry, grouped=False)
+        self._layers = [self._allocate(self._plan, layer) for layer in range(geometry.num_layers)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes really held by keys and values, the current chunk and unfilled parts included."""
+        return sum(buffer.nbytes for buffers in self._layers for buffer in buffers)
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes a cache of every frame committed so far would hold."""
+        return self.geometry.kv_bytes(self.num_frames, bytes_per_value=self.dtype.itemsize, batch_size=self.batch_size)
+
+    def history_tokens(self, layer: int) -> dict[int, int]:
+        """Tokens of history that each head of `layer` reads, by head number."""
+        return {head: buffer.history_tokens for buffer in self._layers[layer] for head in buffer.group.heads}
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the current chunk to itself and to the history each head keeps.
+
+        Args:
+            layer: Which layer calls.
+            q: [batch, chunk_tokens, heads, head_dim], position already encoded, as is `k`.
+            k: Shaped as `q`; replaces the keys of the chunk's pass before.
+            v: Shaped as `q`.
+
+        Returns:
+            [batch, chunk_tokens, heads, head_dim].
+        """
+        buffers = self._layers[layer]
+        outputs = []
+        for buffer in buffers:
+            buffer.write_current(_at(k, buffer.places), _at(v, buffer.places))
+            outputs.append(attend(_at(q, buffer.places), *buffer.read()))
+        return _join(outputs, [buffer.places for buffer in buffers])
+
+    def commit(self) -> None:
+        """Makes the chunk of the last pass history: selects segments, then moves the recent frames on."""
+        self.last_selection = self._select() if self.grouped else None
+        for buffers in self._layers:
+            for buffer in buffers:
+                buffer.commit_current()
+        self.num_frames += self.geometry.chunk_frames
+        self.num_chunks += 1
+        if not self.grouped and self.policy.is_grouped(self.num_chunks):
+            self._start_grouping()
+
+    def recache(self, max_frames: int, *, keep_sink: bool = False) -> "RecachePass":
+        """Prepares a re-encoding of the newest frames under a new prompt.
+
+        Run one pass over the clean latents of the frames that the returned object names, with that object as the
+        memory. Afterwards the history holds those frames only (and the old sink, with `keep_sink`), and grouping is on.
+
+        Args:
+            max_frames: Newest frames to encode again, at most.
+            keep_sink: Whether the sink stays, is read during the pass, and is left out of it.
+        """
+        if max_frames < 1:
+            raise ConfigurationError(f"a re-cache of {max_frames} frames keeps nothing; use at least 1")
+        first_frame = max(0, self.num_frames - max_frames)
+        if keep_sink:
+            first_frame = max(first_frame, self._sink_first_frame + self._sink_frames)
+        else:
+            self._sink_first_frame = first_frame
+        if not self.grouped:
+            self._start_grouping()
+        self.last_selection = None
+        return RecachePass(self._layers, range(first_frame, self.num_frames), keep_sink=keep_sink)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A copy of everything held: tensors by name, and counters that JSON can hold."""
+        tensors: dict[str, Tensor] = {}
+        counts: list[list[dict[str, int]]] = []
+        for layer, buffers in enumerate(self._layers):
+            counts.append([])
+            for index, buffer in enumerate(buffers):
+                tensors[f"{layer}.{index}"] = buffer.history().clone()
+                counts[-1].append(
+                    {
+                        "sink_frames": buffer.sink_frames,
+                        "recent_frames": buffer.recent_frames,
+                        "selected_tokens": buffer.selected_tokens,
+                    }
+                )
+        meta = {
+            "num_frames": self.num_frames,
+            "num_chunks": self.num_chunks,
+            "grouped": self.grouped,
+            "sink_first_frame": self._sink_first_frame,
+            "head_order": [list(order) for order in self._head_order],
+            "counts": counts,
+        }
+        return tensors, meta
+
+    def load_state(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Puts back what `state` gave; the cache must have been made with the same arguments.
+
+        Raises:
+            SnapshotError: The state belongs to a cache of another shape; nothing has been changed then.
+        """
+        plan = self.policy.plan(self.geometry, grouped=meta["grouped"])
+        layers = [self._allocate(plan, layer) for layer in range(self.geometry.num_layers)]
+        try:
+            if meta["head_order"] != [list(order) for order in self._head_order]:
+                raise SnapshotError("the snapshot was taken with the heads of the model in another order")
+            for layer, (buffers, counts) in enumerate(zip(layers, meta["counts"], strict=True)):
+                for index, (buffer, count) in enumerate(zip(buffers, counts, strict=True)):
+                    buffer.load_history(tensors[f"{layer}.{index}"], **count)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise SnapshotError(f"the snapshot does not fit this cache ({self.policy.spec()}): {error}") from error
+        self._plan, self._layers = plan, layers
+        self.num_frames, self.num_chunks, self.grouped = meta["num_frames"], meta["num_chunks"], meta["grouped"]
+        self._sink_first_frame = meta["sink_first_frame"]
+        self.last_selection = None
+
+    @property
+    def _sink_frames(self) -> int:
+        return max(buffer.sink_frames for buffers in self._layers for buffer in buffers)
+
+    def _allocate(self, plan: CachePlan, layer: int) -> list[GroupBuffer]:
+        place_of = {head: place for place, head in enumerate(self._head_order[layer])}
+        return [
+            GroupBuffer(
+                group,
+                sorted(place_of[head] for head in group.heads),
+                self.geometry,
+                segments_per_frame=plan.segments_per_frame,
+                batch_size=self.batch_size,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            for group in plan.layers[layer]
+        ]
+
+    def _start_grouping(self) -> None:
+        """Gives every group its final size. Groups whose size stays keep their memory."""
+        plan = self.policy.plan(self.geometry, grouped=True)
+        for layer, buffers in enumerate(self._layers):
+            if plan.layers[layer] == self._plan.layers[layer]:
+                continue
+            for index, (old, new) in enumerate(zip(buffers, self._allocate(plan, layer), strict=True)):
+                if new.group != old.group:
+                    new.take_history(old)
+                    buffers[index] = new
+        self._plan = plan
+        self.grouped = True
+
+    def _select(self) -> Selection | None:
+        leader = self._plan.leader_layer
+        if leader is None:
+            return None
+        chooser = next(buffer for buffer in self._layers[leader] if buffer.group.selected_segments)
+        selecting = [buffer for buffers in self._layers for buffer in buffers if buffer.group.selected_segments]
+        if not chooser.leaving_frames():
+            for buffer in selecting:
+                buffer.drop_segments()
+            return None
+        selection = self.policy.select(chooser.leaving_keys(), chooser.group.selected_segments)
+        for buffer in selecting:
+            buffer.keep_segments(selection.segments, self._plan.segments_per_frame)
+        return selection
+
+
+class RecachePass:
+    """The memory of a re-encoding pass: full attention among its frames, whose keys and values then fill the cache.
+
+    Attributes:
+        frames: Absolute indices of the latent frames to encode; with a kept sink there may be none, and no pass is due.
+    """
+
+    def __init__(self, layers: list[list[GroupBuffer]], frames: range, *, keep_sink: bool) -> None:
+        self.frames = frames
+        self._layers = layers
+        self._keep_sink = keep_sink
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `StreamCache.attend`, over the frames of the pass and the kept sink."""
+        outputs = []
+        for buffer in self._layers[layer]:
+            keys, values = _at(k, buffer.places), _at(v, buffer.places)
+            sink_keys, sink_values = buffer.read_sink() if self._keep_sink else (keys[:, :0], values[:, :0])
+            outputs.append(
+                attend(
+                    _at(q, buffer.places), torch.cat((sink_keys, keys), dim=1), torch.cat((sink_values, values), dim=1)
+                )
+            )
+            buffer.refill(keys, values, keep_sink=self._keep_sink)
+        return _join(outputs, [buffer.places for buffer in self._layers[layer]])
+
+
+def _at(x: Tensor, places: Sequence[int]) -> Tensor:
+    """The heads of x [batch, tokens, heads, head_dim] at `places`: a view if they lie side by side."""
+    if places[-1] - places[0] + 1 == len(places):
+        return x[:, :, places[0] : places[-1] + 1]
+    return torch.stack([x[:, :, place] for place in places], dim=2)
+
+
+def _join(parts: Sequence[Tensor], places: Sequence[Sequence[int]]) -> Tensor:
+    """Puts the heads of `parts` back at their places."""
+    if len(parts) == 1:
+        return parts[0]
+    order = [place for part in places for place in part]
+    joined = torch.cat(list(parts), dim=2)
+    if order == sorted(order):
+        return joined
+    return torch.stack([joined[:, :, order.index(place)] for place in range(len(order))], dim=2)

@@ -1,0 +1,76 @@
+"""What a model needs besides its weights, as data."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from forcing_kv.errors import CheckpointError
+from forcing_kv.sampling import FewStepSampler, FlowSchedule
+
+FORMAT = "forcing-kv-model"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPreset:
+    """How a model is sampled, and what a user wants to know of it.
+
+    Attributes:
+        name: On the command line.
+        description: One line.
+        licence: Of the weights, an SPDX name.
+        chunk_frames: Latent frames generated together.
+        steps: Denoising steps; `warped`, `shift`, `context_noise` as in `FewStepSampler`.
+        default_policy: Cache policy, settings included.
+        default_resolution: Width and height in pixels.
+        fps: Pixel frames per second the model was trained at.
+        recache_frames: Newest frames encoded again when the prompt changes.
+    """
+
+    name: str
+    description: str = ""
+    licence: str = "unknown"
+    chunk_frames: int = 3
+    steps: tuple[float, ...] = (1000, 750, 500, 250)
+    warped: bool = True
+    shift: float = 5.0
+    context_noise: float = 0.0
+    default_policy: str = "forcing-kv"
+    default_resolution: tuple[int, int] = (832, 480)
+    fps: int = 16
+    recache_frames: int = 12
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "default_resolution", tuple(self.default_resolution))
+
+    @property
+    def sampler(self) -> FewStepSampler:
+        """The sampler these settings describe."""
+        return FewStepSampler(
+            steps=self.steps,
+            warped=self.warped,
+            schedule=FlowSchedule(shift=self.shift),
+            context_noise=self.context_noise,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `model_index.json`."""
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], *, source: str) -> "ModelPreset":
+        """Reads the content of `model_index.json`; `source` names it in errors.
+
+        Raises:
+            CheckpointError: Another format or version, or settings that are unknown or missing.
+        """
+        if document.get("format") != FORMAT or document.get("version") != VERSION:
+            raise CheckpointError(
+                f'{source} is no model folder of this project: it needs "format": "{FORMAT}", "version": {VERSION}'
+            )
+        settings = {key: value for key, value in document.items() if key not in ("format", "version")}
+        unknown = settings.keys() - {field.name for field in fields(cls)}
+        if unknown or "name" not in settings:
+            raise CheckpointError(f"{source} has unknown entries {sorted(unknown)} or lacks a name")
+        return cls(**settings)

@@ -1,0 +1,43 @@
+"""From prompts to the text states that the transformer reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TextEncoder:
+    """A UMT5 encoder with its tokenizer.
+
+    Args:
+        model: transformers' `UMT5EncoderModel`.
+        tokenizer: Its tokenizer.
+        text_len: Positions the transformer reads; longer prompts are cut, shorter ones padded with zeros.
+        device: Where the states are wanted.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, text_len: int, device: torch.device | str = "cpu") -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.text_len = text_len
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Encodes one text per batch item.
+
+        Returns:
+            [batch, text_len, text_dim], zeros at padding, in the encoder's dtype.
+        """
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_len,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        states: Tensor = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        states = states * tokens.attention_mask[..., None].to(states.dtype)
+        return states.to(self.device)

@@ -1,0 +1,15 @@
+"""The causal Wan transformer, at any size, with the state-dict names of the released checkpoints."""
+
+from forcing_kv.wan.config import WAN_1_3B, WAN_14B, TransformerConfig
+from forcing_kv.wan.rope import RotaryTable
+from forcing_kv.wan.transformer import CausalWanTransformer, SelfAttentionMemory, TextMemory
+
+__all__ = [
+    "WAN_1_3B",
+    "WAN_14B",
+    "CausalWanTransformer",
+    "RotaryTable",
+    "SelfAttentionMemory",
+    "TextMemory",
+    "TransformerConfig",
+]

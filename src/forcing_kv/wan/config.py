@@ -1,0 +1,67 @@
+"""The sizes of a causal Wan transformer."""
+
+from dataclasses import dataclass
+
+from forcing_kv.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Everything that fixes the shapes and the arithmetic of a `CausalWanTransformer`.
+
+    Attributes:
+        dim: Width of the residual stream.
+        ffn_dim: Hidden width of the feed-forward network.
+        num_layers: Blocks.
+        num_heads: Heads per block; `dim` must divide by it.
+        in_dim: Latent channels read.
+        out_dim: Latent channels predicted.
+        text_dim: Width of the text states.
+        text_len: Text positions; all of them are read, padding included (a mask would change the model).
+        freq_dim: Width of the timestep sinusoid.
+        patch_size: Latent values per token along (time, height, width).
+        qk_norm: RMSNorm on queries and keys, over all heads together.
+        cross_attn_norm: LayerNorm with weights before the cross-attention.
+        eps: Epsilon of every norm.
+        rope_theta: Base of the rotary frequencies; 10000 in every release, smaller for a very small frame grid.
+
+    Raises:
+        ConfigurationError: Sizes that do not fit together.
+    """
+
+    dim: int
+    ffn_dim: int
+    num_layers: int
+    num_heads: int
+    in_dim: int = 16
+    out_dim: int = 16
+    text_dim: int = 4096
+    text_len: int = 512
+    freq_dim: int = 256
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    qk_norm: bool = True
+    cross_attn_norm: bool = True
+    eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))  # a list, when it comes from JSON
+        if self.patch_size[0] != 1:
+            raise ConfigurationError(
+                f"patch_size is {self.patch_size}; a token spans one latent frame, so use (1, h, w)"
+            )
+        if self.dim % self.num_heads or self.head_dim % 2:
+            raise ConfigurationError(
+                f"dim={self.dim} over num_heads={self.num_heads} does not give an even head size; change one of them"
+            )
+        if self.freq_dim % 2:
+            raise ConfigurationError(f"freq_dim={self.freq_dim} must be even (half sines, half cosines)")
+
+    @property
+    def head_dim(self) -> int:
+        """Values per head."""
+        return self.dim // self.num_heads
+
+
+WAN_1_3B = TransformerConfig(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12)
+WAN_14B = TransformerConfig(dim=5120, ffn_dim=13824, num_layers=40, num_heads=40)

@@ -1,0 +1,276 @@
+"""The causal Wan transformer as plain mathematics.
+
+A pass takes a few latent frames with a noise level each and predicts their flow velocity. Nothing is remembered here:
+the keys and values of earlier frames live in the `SelfAttentionMemory` that is handed in, those of the prompt in a
+`TextMemory` that is computed once per prompt. So one model serves any number of streams at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from forcing_kv.attention import attend
+from forcing_kv.wan.config import TransformerConfig
+from forcing_kv.wan.rope import RotaryTable
+
+
+class SelfAttentionMemory(Protocol):
+    """What self-attention reads besides the frames of the pass: `StreamCache`, or a training mask."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of layer `layer`; all tensors [batch, tokens, heads, head_dim], rotary embedding applied."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMemory:
+    """Cross-attention keys and values of a prompt, one pair per layer, each [batch, text_len, heads, head_dim]."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+
+class CausalWanTransformer(nn.Module):
+    """Wan2.1's diffusion transformer with per-frame noise levels and an external self-attention memory.
+
+    Equations and parameter names follow the released causal checkpoints (DESIGN: Self Forcing, LongLive, Krea).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.head = Head(config)
+        self.head_order = tuple(tuple(range(config.num_heads)) for _ in range(config.num_layers))
+
+    @property
+    def _blocks(self) -> list["Block"]:
+        return cast(list["Block"], list(self.blocks))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.patch_embedding.weight.device
+
+    def encode_text(self, text_states: Tensor) -> TextMemory:
+        """Projects a prompt to the keys and values that every pass under this prompt reads.
+
+        Args:
+            text_states: [batch, text_len, text_dim], zeros at padding. All positions are read, unmasked.
+        """
+        context = self.text_embedding(text_states.to(self.dtype))
+        return TextMemory(layers=tuple(block.cross_attn.keys_and_values(context) for block in self._blocks))
+
+    def rope(
+        self, frames: Sequence[int], rows: int, cols: int, device: torch.device | str | None = None
+    ) -> RotaryTable:
+        """Rotary angles of `frames` (absolute latent frame indices) on a grid of rows x cols tokens."""
+        return RotaryTable.build(
+            frames,
+            rows=rows,
+            cols=cols,
+            head_dim=self.config.head_dim,
+            theta=self.config.rope_theta,
+            device=self.device if device is None else device,
+        )
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, *, text: TextMemory, rope: RotaryTable, memory: SelfAttentionMemory
+    ) -> Tensor:
+        """Predicts the flow velocity.
+
+        Args:
+            latents: [batch, frames, in_dim, latent_height, latent_width].
+            timesteps: Noise level of each frame, [batch, frames], in 0 .. 1000.
+            text: Of the prompt, by `encode_text`.
+            rope: Of these frames, by `rope`.
+            memory: Answers self-attention.
+
+        Returns:
+            [batch, frames, out_dim, latent_height, latent_width], in the dtype of the weights.
+        """
+        num_frames = latents.shape[1]
+        patches = self.patch_embedding(latents.to(self.dtype).transpose(1, 2))
+        rows, cols = patches.shape[-2:]
+        x = patches.flatten(2).transpose(1, 2)
+
+        sinusoid = timestep_sinusoid(timesteps, self.config.freq_dim).to(self.dtype)
+        time = self.time_embedding(sinusoid)
+        time_modulation = self.time_projection(time).view(*time.shape[:2], 6, -1)
+
+        for block, text_kv in zip(self._blocks, text.layers, strict=True):
+            x = block(x, time_modulation, text_kv, rope, memory)
+
+        out = self.head(x.view(len(x), num_frames, rows * cols, -1), time)
+        return self._unpatchify(out, rows, cols)
+
+    def set_head_order(self, head_order: Sequence[Sequence[int]]) -> None:
+        """Reorders the self-attention heads of every layer so that the heads of a cache group lie side by side.
+
+        The model computes the same function; only where a head lies changes. `head_order[layer][i]` is the released
+        number of the head that shall lie at place i. `StreamCache` is told the order and needs no gather then.
+        """
+        for block, current, wanted in zip(self._blocks, self.head_order, head_order, strict=True):
+            if sorted(wanted) != list(range(self.config.num_heads)):
+                raise ValueError(f"a head order must name each of {self.config.num_heads} heads once, not {wanted}")
+            block.self_attn.permute_heads([current.index(head) for head in wanted])
+        self.head_order = tuple(tuple(order) for order in head_order)
+
+    def _unpatchify(self, out: Tensor, rows: int, cols: int) -> Tensor:
+        batch, num_frames = out.shape[:2]
+        _, patch_h, patch_w = self.config.patch_size
+        out = out.view(batch, num_frames, rows, cols, patch_h, patch_w, self.config.out_dim)
+        out = out.permute(0, 1, 6, 2, 4, 3, 5)
+        return out.reshape(batch, num_frames, self.config.out_dim, rows * patch_h, cols * patch_w)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward, the first and last modulated by the noise level."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        dim = config.dim
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.norm1 = nn.LayerNorm(dim, eps=config.eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(config, layer)
+        self.norm3 = nn.LayerNorm(dim, eps=config.eps) if config.cross_attn_norm else nn.Identity()
+        self.cross_attn = CrossAttention(config)
+        self.norm2 = nn.LayerNorm(dim, eps=config.eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        time_modulation: Tensor,
+        text_kv: tuple[Tensor, Tensor],
+        rope: RotaryTable,
+        memory: SelfAttentionMemory,
+    ) -> Tensor:
+        """X [batch, frames * frame_tokens, dim]; time_modulation [batch, frames, 6, dim]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            (self.modulation[:, None] + time_modulation).unsqueeze(3).unbind(2)
+        )
+        x = x + _gate(self.self_attn(_modulate(self.norm1(x), shift1, scale1), rope, memory), gate1)
+        x = x + self.cross_attn(self.norm3(x), text_kv)
+        return x + _gate(self.ffn(_modulate(self.norm2(x), shift2, scale2)), gate2)
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values of the pass; what they attend to is the memory's business."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_heads
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rope: RotaryTable, memory: SelfAttentionMemory) -> Tensor:
+        """X [batch, tokens, dim]."""
+        q = rope.rotate(split_heads(self.norm_q(self.q(x)), self.num_heads))
+        k = rope.rotate(split_heads(self.norm_k(self.k(x)), self.num_heads))
+        v = split_heads(self.v(x), self.num_heads)
+        out: Tensor = self.o(memory.attend(self.layer, q, k, v).flatten(2))
+        return out
+
+    @torch.no_grad()
+    def permute_heads(self, order: Sequence[int]) -> None:
+        """Moves the head now at place order[i] to place i, in every weight that has a head axis."""
+        head_dim = self.o.in_features // self.num_heads
+        rows = torch.tensor(
+            [head * head_dim + value for head in order for value in range(head_dim)], device=self.o.weight.device
+        )
+        for tensor in (self.q.weight, self.q.bias, self.k.weight, self.k.bias, self.v.weight, self.v.bias):
+            tensor.copy_(tensor[rows])
+        for norm in (self.norm_q, self.norm_k):
+            for weight in norm.parameters():
+                weight.copy_(weight[rows])
+        self.o.weight.copy_(self.o.weight[:, rows])
+
+
+class CrossAttention(nn.Module):
+    """Attention to the prompt, whose keys and values are computed once."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the embedded prompt [batch, text_len, dim]; each [batch, text_len, heads, head_dim]."""
+        k = split_heads(self.norm_k(self.k(context)), self.num_heads)
+        return k, split_heads(self.v(context), self.num_heads)
+
+    def forward(self, x: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
+        """X [batch, tokens, dim]."""
+        q = split_heads(self.norm_q(self.q(x)), self.num_heads)
+        out: Tensor = self.o(attend(q, *text_kv).flatten(2))
+        return out
+
+
+class Head(nn.Module):
+    """From the residual stream to the velocity of each patch."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        patch_values = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.norm = nn.LayerNorm(config.dim, eps=config.eps, elementwise_affine=False)
+        self.head = nn.Linear(config.dim, patch_values * config.out_dim)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """X [batch, frames, frame_tokens, dim], time [batch, frames, dim]."""
+        shift, scale = (self.modulation[:, None] + time[:, :, None]).unsqueeze(3).unbind(2)
+        out: Tensor = self.head(self.norm(x) * (1 + scale) + shift)
+        return out
+
+
+def timestep_sinusoid(timesteps: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding, cosines first: [...] -> [..., dim], float32, computed in float64."""
+    half = dim // 2
+    frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
+    angles = timesteps.double()[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """[batch, tokens, dim] -> [batch, tokens, heads, head_dim]."""
+    return x.view(*x.shape[:-1], num_heads, -1)
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return (_by_frame(x, shift) * (1 + scale) + shift).view(x.shape)
+
+
+def _gate(x: Tensor, gate: Tensor) -> Tensor:
+    return (_by_frame(x, gate) * gate).view(x.shape)
+
+
+def _by_frame(x: Tensor, modulation: Tensor) -> Tensor:
+    """[batch, tokens, dim] -> [batch, frames, frame_tokens, dim], for a modulation of [batch, frames, 1, dim]."""
+    return x.view(len(x), modulation.shape[1], -1, x.shape[-1])
