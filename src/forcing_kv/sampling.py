@@ -143,4 +143,4 @@ class SeededNoise:
     def load_state(self, state: Tensor) -> None:
         """See `NoiseSource.load_state`."""
         for generator, row in zip(self._generators, state, strict=True):
-            generator.set_state(row.cpu().contiguous())
+            generator.set_state(row.cpu().clone())  # a view into a larger tensor crashes torch 2.13

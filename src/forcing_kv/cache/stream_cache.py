@@ -122,15 +122,15 @@ class StreamCache:
 
         Args:
             max_frames: Newest frames to encode again, at most.
-            keep_sink: Whether the sink stays, is read during the pass, and is left out of it.
+            keep_sink: Whether the sink stays and is read during the pass; the pass then begins after the sink.
         """
         if max_frames < 1:
             raise ConfigurationError(f"a re-cache of {max_frames} frames keeps nothing; use at least 1")
         first_frame = max(0, self.num_frames - max_frames)
-        if keep_sink:
-            first_frame = max(first_frame, self._sink_first_frame + self._sink_frames)
-        else:
+        if not keep_sink:
             self._sink_first_frame = first_frame
+        elif self._sink_frames:
+            first_frame = max(first_frame, self._sink_first_frame + self._sink_frames)
         if not self.grouped:
             self._start_grouping()
         self.last_selection = None

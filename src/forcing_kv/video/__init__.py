@@ -6,7 +6,7 @@ pixel frames and gives a file.
 
 from forcing_kv.video.contact_sheet import ContactSheetRow, contact_sheet
 from forcing_kv.video.decode import StreamingVaeDecoder
-from forcing_kv.video.reader import VideoInfo, probe, read_video
+from forcing_kv.video.reader import VideoInfo, probe, read_frames, read_video
 from forcing_kv.video.writer import DEFAULT_FPS, VideoWriter
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "VideoWriter",
     "contact_sheet",
     "probe",
+    "read_frames",
     "read_video",
 ]

@@ -1,0 +1,18 @@
+"""Making video files: what is asked for, the run that makes it and survives a crash, the report of what came out."""
+
+from forcing_kv.generation.report import GenerationReport, skipped_json
+from forcing_kv.generation.request import VideoRequest, check_requests, is_finished, plan_requests
+from forcing_kv.generation.run import ChunkProgress, generate_video
+from forcing_kv.generation.sheet import videos_contact_sheet
+
+__all__ = [
+    "ChunkProgress",
+    "GenerationReport",
+    "VideoRequest",
+    "check_requests",
+    "generate_video",
+    "is_finished",
+    "plan_requests",
+    "skipped_json",
+    "videos_contact_sheet",
+]
