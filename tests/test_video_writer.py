@@ -89,7 +89,9 @@ def test_resumed_video_equals_uninterrupted_one(tmp_path):
     path = tmp_path / "cut.mp4"
     write_all(VideoWriter(path, metadata=METADATA), frames[:21], [9, 12])
     (partial_folder(path) / ".segment-00002.mp4.tmp").write_bytes(b"half a segment")
-    resumed = VideoWriter.resume(path, num_segments=1, metadata=METADATA)  # the snapshot lags one chunk behind
+    resumed = VideoWriter.resume(path, metadata=METADATA)
+    assert (resumed.num_segments, resumed.num_frames) == (2, 21)
+    resumed.keep_segments(1)  # the snapshot lags one chunk behind
     assert (resumed.num_segments, resumed.num_frames) == (1, 9)
     write_all(resumed, frames[9:], [12, 12])
     resumed.finish()
@@ -119,7 +121,7 @@ def test_killed_process_leaves_no_video_but_one_that_can_be_resumed(tmp_path):
         assert process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)
     assert not path.exists()
-    writer = VideoWriter.resume(path, num_segments=3, metadata=METADATA)
+    writer = VideoWriter.resume(path, metadata=METADATA)
     writer.write(moving_gradient(6, start=18))
     frames = read_video(writer.finish())
     assert (frames.int() - moving_gradient(24).int()).abs().float().mean() < 2.5
@@ -171,14 +173,14 @@ def test_unfinished_video_is_not_dropped_by_accident(tmp_path):
 def test_resume_refusals(tmp_path):
     path = tmp_path / "video.mp4"
     with pytest.raises(OutputError, match="no unfinished video to resume"):
-        VideoWriter.resume(path, num_segments=0)
+        VideoWriter.resume(path)
     VideoWriter(path, metadata=METADATA).write(moving_gradient(3))
     with pytest.raises(OutputError, match="seed 3, not 4"):
-        VideoWriter.resume(path, num_segments=1, metadata={**METADATA, "seed": 4})
+        VideoWriter.resume(path, metadata={**METADATA, "seed": 4})
     with pytest.raises(OutputError, match="fps 16, not 8"):
-        VideoWriter.resume(path, num_segments=1, fps=8, metadata=METADATA)
+        VideoWriter.resume(path, fps=8, metadata=METADATA)
     with pytest.raises(OutputError, match="holds 1 segments where its snapshot needs 2"):
-        VideoWriter.resume(path, num_segments=2, metadata=METADATA)
+        VideoWriter.resume(path, metadata=METADATA).keep_segments(2)
 
 
 def test_path_refusals_before_any_work(tmp_path, monkeypatch):
@@ -224,7 +226,7 @@ def test_full_disk_is_named_and_keeps_the_segments(tmp_path, monkeypatch):
         with pytest.raises(OutputError, match=r"video\.mp4 cannot be written: the disk is full.*--resume"):
             writer.finish()
     assert not (tmp_path / "video.mp4").exists()
-    resumed = VideoWriter.resume(tmp_path / "video.mp4", num_segments=1, metadata=METADATA)
+    resumed = VideoWriter.resume(tmp_path / "video.mp4", metadata=METADATA)
     assert probe(resumed.finish()).num_frames == 3
 
 

@@ -61,7 +61,7 @@ class FrameGeometry:
             ConfigurationError: The frame does not divide; the message lists cuts that do.
         """
         if self.frame_tokens % segments_per_frame:
-            divisors = [n for n in range(2, min(self.frame_tokens, 64) + 1) if self.frame_tokens % n == 0]
+            divisors = [n for n in range(1, min(self.frame_tokens, 64) + 1) if self.frame_tokens % n == 0]
             raise ConfigurationError(
                 f"segments_per_frame={segments_per_frame} does not divide the {self.frame_tokens} tokens of a frame "
                 f"({self.frame_rows} x {self.frame_cols}); use one of {divisors}"

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import NaiveCache, textbook_attention
 
 from forcing_kv import ConfigurationError, ForcingKV, FrameGeometry, Full, HeadMap, SnapshotError, StreamCache, Window
+from reference import NaiveCache, textbook_attention
 
 
 @st.composite

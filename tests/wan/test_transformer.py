@@ -41,12 +41,17 @@ def test_state_dict_has_the_released_names():
         | {f"self_attn.{name}" for name in attention}
         | {f"cross_attn.{name}" for name in attention}
     )
-    assert {name for name in names if not name.startswith("blocks.")} == {
-        f"{layer}.{w}"
-        for layer in ("patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2")
-        + ("time_projection.1", "head.head")
-        for w in ("weight", "bias")
-    } | {"head.modulation"}
+    linear_layers = {
+        "patch_embedding",
+        "text_embedding.0",
+        "text_embedding.2",
+        "time_embedding.0",
+        "time_embedding.2",
+        "time_projection.1",
+        "head.head",
+    }
+    others = {name for name in names if not name.startswith("blocks.")}
+    assert others == {f"{layer}.{w}" for layer in linear_layers for w in ("weight", "bias")} | {"head.modulation"}
 
 
 @pytest.mark.parametrize(("config", "billions"), [(WAN_1_3B, 1.419), (WAN_14B, 14.288)])
@@ -116,7 +121,7 @@ def test_heads_may_lie_in_any_order():
 def test_rotary_angles_of_a_known_token():
     table = RotaryTable.build([7], rows=2, cols=3, head_dim=16)
     token = 1 * 3 + 2  # row 1, column 2
-    expected = [7, 7 / 10, 7 / 100, 7 / 1000] + [1, 1 / 100] + [2, 2 / 100]  # 8 + 4 + 4 values of 16, as pairs
+    expected = [7, 7 / 10, 7 / 100, 7 / 1000, 1, 1 / 100, 2, 2 / 100]  # pairs: 4 of time, 2 of rows, 2 of columns
     torch.testing.assert_close(table.cos[0, token, 0], torch.tensor(expected).cos())
     torch.testing.assert_close(table.sin[0, token, 0], torch.tensor(expected).sin())
 

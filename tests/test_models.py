@@ -1,0 +1,115 @@
+"""Saved model folders: complete, strict, and clear about what is wrong."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from forcing_kv import CheckpointError, HeadMap, HeadMapError, UnknownNameError, VideoPipeline
+from forcing_kv.models import load_transformer, read_preset
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tiny_model_folder, tmp_path):
+    return shutil.copytree(tiny_model_folder, tmp_path / "model")
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, change):
+    path = folder / "transformer" / WEIGHTS
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+def test_what_is_saved_is_loaded(folder):
+    weights = load_file(folder / "transformer" / WEIGHTS)
+    transformer = load_transformer(folder, dtype=torch.float32, device=torch.device("cpu"))
+    assert weights.keys() == transformer.state_dict().keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in transformer.state_dict().items())
+    pipeline = VideoPipeline.from_pretrained(folder, dtype="bfloat16")
+    assert {parameter.dtype for parameter in pipeline.transformer.parameters()} == {torch.bfloat16}
+    assert pipeline.preset == read_preset(folder)
+    assert pipeline.transformer.head_order == ((0, 2, 1, 3), (2, 3, 0, 1), (0, 1, 2, 3))
+
+
+def test_weights_that_do_not_fit_are_all_listed(folder):
+    def change(weights):
+        del weights["blocks.0.self_attn.q.weight"]
+        weights["extra.weight"] = torch.zeros(1)
+        weights["head.head.bias"] = torch.zeros(3)
+
+    edit_weights(folder, change)
+    with pytest.raises(CheckpointError) as caught:
+        VideoPipeline.from_pretrained(folder)
+    for part in (
+        "missing blocks.0.self_attn.q.weight",
+        "unexpected extra.weight",
+        "head.head.bias is [3], should be [48]",
+    ):
+        assert part in str(caught.value)
+
+
+def test_long_lists_are_cut(folder):
+    edit_weights(folder, lambda weights: weights.update({f"extra.{i}": torch.zeros(1) for i in range(30)}))
+    with pytest.raises(CheckpointError, match="; and 10 more"):
+        VideoPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda f: (f / "model_index.json").write_text("{"), CheckpointError, "model_index.json is not valid JSON"),
+        (lambda f: edit_json(f / "model_index.json", format="x"), CheckpointError, "no model folder of this project"),
+        (lambda f: edit_json(f / "model_index.json", colour=1), CheckpointError, "unknown entries .'colour'."),
+        (
+            lambda f: edit_json(f / "transformer" / "config.json", dim=50),
+            CheckpointError,
+            "does not describe a transformer",
+        ),
+        (lambda f: (f / "transformer" / "config.json").unlink(), CheckpointError, "cannot read"),
+        (
+            lambda f: (f / "transformer" / WEIGHTS).write_bytes(b"x"),
+            CheckpointError,
+            "cannot read",
+        ),
+        (lambda f: shutil.rmtree(f / "vae"), CheckpointError, "cannot load the VAE"),
+        (lambda f: shutil.rmtree(f / "text_encoder"), CheckpointError, "cannot load the text encoder"),
+        (lambda f: edit_json(f / "head_map.json", version=9), HeadMapError, "version 9"),
+    ],
+)
+def test_broken_folders_are_named(folder, spoil, error, message):
+    spoil(folder)
+    with pytest.raises(error, match=message):
+        VideoPipeline.from_pretrained(folder)
+
+
+def test_unknown_names_list_the_choices(folder):
+    with pytest.raises(UnknownNameError, match="unknown model 'huge'; choose one of: tiny"):
+        VideoPipeline.from_pretrained("huge")
+    with pytest.raises(UnknownNameError, match="unknown dtype 'int3'"):
+        VideoPipeline.from_pretrained(folder, dtype="int3")
+    with pytest.raises(UnknownNameError, match="unknown device 'abacus'"):
+        VideoPipeline.from_pretrained(folder, device="abacus")
+
+
+def test_a_head_map_can_be_given(folder, tmp_path):
+    HeadMap(model="mine", roles=("ssss",) * 3).save(tmp_path / "map.json")
+    assert VideoPipeline.from_pretrained(folder, head_map=tmp_path / "map.json").head_map.num_static == 12
+    with pytest.raises(HeadMapError, match="2 layers x 4 heads, the model has 3 x 4"):
+        VideoPipeline.from_pretrained(folder, head_map=HeadMap(model="mine", roles=("ssss",) * 2))
+
+
+def test_a_model_without_a_head_map_runs_the_other_policies(folder):
+    (folder / "head_map.json").unlink()
+    pipeline = VideoPipeline.from_pretrained(folder)
+    assert next(pipeline.stream("a red circle", policy="full")).frames.shape == (1, 9, 64, 96, 3)
+    with pytest.raises(ValueError, match="needs a head map"):
+        pipeline.stream("a red circle")
