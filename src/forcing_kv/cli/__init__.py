@@ -18,7 +18,7 @@ from forcing_kv.versions import package_version
 PROGRAM = "forcing-kv"
 COMMANDS = {
     "generate": "Make a video from a prompt.",
-    "models": "What can be run, where its weights come from, licence and memory.",
+    "models": "What can be run: weights, licence, memory.",
     "prompts": "Valid prompts for the embedded model.",
     "train-tiny": "Train the embedded model from nothing.",
 }

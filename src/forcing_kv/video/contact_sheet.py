@@ -34,10 +34,12 @@ class ContactSheetRow:
     Attributes:
         frames: [T, H, W, 3], uint8, RGB, on any device.
         label: Text above the row; empty for none.
+        at_seconds: Time of each frame, if they are chosen already: then all are shown. Empty to choose from them.
     """
 
     frames: Tensor
     label: str = ""
+    at_seconds: tuple[float, ...] = ()
 
 
 def contact_sheet(
@@ -66,7 +68,7 @@ def contact_sheet(
     """
     if not rows or num_columns < 1 or any(row.frames.shape[0] < 1 for row in rows):
         raise ConfigurationError("a contact sheet needs at least one row, one column and one frame in each row")
-    strips = [_strip(row.frames, num_columns, fps) for row in rows]
+    strips = [_strip(row, num_columns, fps) for row in rows]
     label_font, title_font = ImageFont.load_default(_LABEL_SIZE), ImageFont.load_default(_LABEL_SIZE + 4)
     width = max(strip.width for strip in strips) + 2 * _MARGIN
     header_height = _LABEL_SIZE + 4 + _MARGIN if title else 0
@@ -101,14 +103,19 @@ def evenly_spaced(num_frames: int, num_columns: int) -> list[int]:
     return [round(index * (num_frames - 1) / (count - 1)) for index in range(count)]
 
 
-def _strip(frames: Tensor, num_columns: int, fps: int) -> Image.Image:
+def _strip(row: ContactSheetRow, num_columns: int, fps: int) -> Image.Image:
     """One row of frames side by side, each with its time."""
-    numbers = evenly_spaced(frames.shape[0], num_columns)
+    frames = row.frames
+    if row.at_seconds:
+        numbers, seconds = list(range(frames.shape[0])), list(row.at_seconds)
+    else:
+        numbers = evenly_spaced(frames.shape[0], num_columns)
+        seconds = [number / fps for number in numbers]
     width, height, resampling = _cell_size(frames.shape[2], frames.shape[1])
     strip = Image.new("RGB", (len(numbers) * (width + _GAP) - _GAP, height), _BACKGROUND)
-    for column, number in enumerate(numbers):
+    for column, (number, second) in enumerate(zip(numbers, seconds, strict=True)):
         picture = Image.fromarray(frames[number].cpu().numpy()).resize((width, height), resampling)
-        strip.paste(_with_time(picture, f"{number / fps:.1f} s"), (column * (width + _GAP), 0))
+        strip.paste(_with_time(picture, f"{second:.1f} s"), (column * (width + _GAP), 0))
     return strip
 
 

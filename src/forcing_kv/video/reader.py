@@ -1,5 +1,6 @@
 """Reading videos back: for tests, for tools, and to check what was written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,32 @@ def read_video(path: str | Path) -> Tensor:
             frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:
         raise OutputError(f"{path} cannot be read as a video: {error}") from error
+    return torch.stack(frames)
+
+
+def read_frames(path: str | Path, numbers: Sequence[int]) -> Tensor:
+    """Decode a video and keep some of its frames; memory does not grow with its length.
+
+    Args:
+        path: The video.
+        numbers: Frame numbers, rising.
+
+    Returns:
+        Frames [len(numbers), H, W, 3], uint8, RGB, on the CPU.
+
+    Raises:
+        OutputError: The file is missing, no video, or too short.
+    """
+    wanted, frames = set(numbers), []
+    try:
+        with av.open(str(path)) as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
+    except (av.FFmpegError, IndexError) as error:
+        raise OutputError(f"{path} cannot be read as a video: {error}") from error
+    if len(frames) != len(wanted):
+        raise OutputError(f"{path} is too short: frame {max(wanted)} was asked for")
     return torch.stack(frames)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
@@ -82,38 +83,44 @@ class VideoWriter:
         cls,
         path: str | Path,
         *,
-        num_segments: int,
         fps: int = DEFAULT_FPS,
         title: str = "",
         metadata: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Go on with an unfinished video.
+        """Go on with an unfinished video; say with `keep_segments` how much of it.
 
         Args:
             path: As given to the writer that started it.
-            num_segments: How many segments the snapshot covers; later ones are dropped, to be made again.
             fps: As given to the writer that started it.
             title: As given to the writer that started it.
             metadata: As given to the writer that started it.
 
         Raises:
-            OutputError: There is nothing to resume, segments are missing, or the unfinished video was asked for with
-                other settings.
+            OutputError: There is nothing to resume, or the unfinished video was asked for with other settings.
         """
         writer = cls.__new__(cls)
         writer._set_up(path, fps, title, metadata)
         writer._check_same_request()
-        segments = sorted(writer.partial_folder.glob("segment-*.mp4"))
-        wanted = [writer._segment_path(index) for index in range(num_segments)]
-        if segments[:num_segments] != wanted:
+        for stale in writer.partial_folder.glob(".*.tmp"):
+            stale.unlink()
+        while (segment := writer._segment_path(writer.num_segments)).exists():
+            writer._infos.append(probe(segment))
+        return writer
+
+    def keep_segments(self, num_segments: int) -> None:
+        """Drop all segments but the first ones: those that the snapshot covers.
+
+        Raises:
+            OutputError: There are fewer.
+        """
+        if num_segments > self.num_segments:
             raise OutputError(
-                f"{writer.partial_folder} holds {len(segments)} segments where its snapshot needs {num_segments}: "
+                f"{self.partial_folder} holds {self.num_segments} segments where its snapshot needs {num_segments}: "
                 "start over with --overwrite"
             )
-        for stale in [*segments[num_segments:], *writer.partial_folder.glob(".*.tmp")]:
-            stale.unlink()
-        writer._infos = [probe(segment) for segment in wanted]
-        return writer
+        while self.num_segments > num_segments:
+            self._segment_path(self.num_segments - 1).unlink()
+            self._infos.pop()
 
     @property
     def snapshot_path(self) -> Path:
@@ -129,6 +136,11 @@ class VideoWriter:
     def num_frames(self) -> int:
         """Pixel frames written so far."""
         return sum(info.num_frames for info in self._infos)
+
+    @property
+    def info(self) -> VideoInfo:
+        """Size and rate of what was written; `num_frames` is that of all segments together."""
+        return replace(self._infos[0], num_frames=self.num_frames)
 
     def write(self, frames: Tensor) -> None:
         """Encode one chunk into a segment of its own.
@@ -156,7 +168,7 @@ class VideoWriter:
                 kept then).
         """
         if not self._infos:
-            shutil.rmtree(self.partial_folder)
+            self.discard()
             raise OutputError(f"{self.path} was not written: no chunk was finished")
         joined = self.partial_folder / ".joined.mp4.tmp"
         try:
@@ -170,6 +182,10 @@ class VideoWriter:
             ) from error
         shutil.rmtree(self.partial_folder)
         return self.path
+
+    def discard(self) -> None:
+        """Drop everything written so far."""
+        shutil.rmtree(self.partial_folder)
 
     def _set_up(self, path: str | Path, fps: int, title: str, metadata: Mapping[str, Any] | None) -> None:
         if fps < 1:

@@ -1,0 +1,200 @@
+"""`forcing-kv generate`: videos from prompts."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from forcing_kv.errors import ConfigurationError
+from forcing_kv.generation import (
+    ChunkProgress,
+    GenerationReport,
+    VideoRequest,
+    check_requests,
+    generate_video,
+    is_finished,
+    plan_requests,
+    skipped_json,
+    videos_contact_sheet,
+)
+from forcing_kv.models import find_model, read_preset
+from forcing_kv.output_files import atomic_write, check_output_file
+from forcing_kv.pipeline import VideoPipeline
+from forcing_kv.prompt_file import read_prompt_file
+from forcing_kv.prompt_schedule import prompt_schedule
+from forcing_kv.resolution import parse_resolution
+
+DEFAULT_SECONDS = 5.0
+
+
+@click.command("generate")
+@click.argument("prompt", required=False)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="MP4 to write, or a folder for many videos. [out.mp4]"
+)
+@click.option("--model", default="tiny", show_default=True, help="Name (see `forcing-kv models`) or folder of a model.")
+@click.option(
+    "--policy",
+    metavar="NAME[:SETTING=VALUE,...]",
+    help="What the cache keeps: forcing-kv, full, window, ... [the model's own]",
+)
+@click.option("--seconds", type=float, help=f"Length of the video, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
+@click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
+@click.option("--resolution", metavar="WxH|480p|720p|1080p", help="Size in pixels. [the model's own]")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same video.")
+@click.option("--num-videos", type=int, default=1, show_default=True, help="Videos per prompt, with seeds counting up.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")
+@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16, or auto.")
+@click.option("--head-map", type=click.Path(path_type=Path), help="Head roles to use instead of the model's own.")
+@click.option(
+    "--prompt-file", type=click.Path(path_type=Path), help="One prompt per line, or JSON lines with prompts over time."
+)
+@click.option(
+    "--save-latents", type=click.Path(path_type=Path), help="Keep the latents as safetensors; a folder for many videos."
+)
+@click.option("--contact-sheet", type=click.Path(path_type=Path), help="Write a PNG with frames of every video.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write a report: frames, speed, cache, settings."
+)
+@click.option("--resume", is_flag=True, help="Go on with a video whose run was killed.")
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+def command(
+    *,
+    prompt: str | None,
+    output: Path | None,
+    model: str,
+    policy: str | None,
+    seconds: float | None,
+    frames: int | None,
+    resolution: str | None,
+    seed: int,
+    num_videos: int,
+    device: str,
+    dtype: str,
+    head_map: Path | None,
+    prompt_file: Path | None,
+    save_latents: Path | None,
+    contact_sheet: Path | None,
+    json_path: Path | None,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Make a video from PROMPT, or many from --prompt-file or with --num-videos (then -o is a folder).
+
+    A run that was killed is gone on with by the same command and --resume. Ctrl-C ends the video early, with the chunks
+    that are finished.
+
+    \b
+    Examples:
+      forcing-kv generate "a large red circle moving sideways" -o circle.mp4 --seconds 10
+      forcing-kv generate "a blue square" --policy full --json report.json --contact-sheet sheet.png
+      forcing-kv generate "a blue square" --policy forcing-kv:sink_frames=2,segments_per_frame=4
+      forcing-kv generate --prompt-file prompts.txt -o videos
+    """
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give either a PROMPT or --prompt-file")
+    if seconds is not None and frames is not None:
+        raise click.UsageError("give either --seconds or --frames, not both")
+    prompts = [prompt_schedule(prompt or "")] if prompt_file is None else read_prompt_file(prompt_file)
+    preset = read_preset(find_model(model))
+    shared: dict[str, Any] = {
+        "num_frames": frames if frames is not None else _frames(seconds, preset.fps),
+        "seed": seed,
+        "policy": policy,
+        "resolution": None if resolution is None else parse_resolution(resolution),
+    }
+    is_many = prompt_file is not None or num_videos != 1
+    folders = [folder for folder in (output or Path("videos"), save_latents) if folder is not None] if is_many else []
+    if is_many:
+        requests = plan_requests(prompts, folders[0], num_videos=num_videos, latents_folder=save_latents, **shared)
+    else:
+        path = output or Path("out.mp4")
+        requests = [VideoRequest(prompts=prompts[0], path=path, latents_path=save_latents, **shared)]
+    check_requests(requests, folders=folders, resume=resume, overwrite=overwrite)
+    for path in filter(None, (contact_sheet, json_path)):
+        check_output_file(path, overwrite=overwrite or resume)
+    pipeline = VideoPipeline.from_pretrained(model, device=device, dtype=dtype, head_map=head_map)
+    pipeline.policy(policy).check(pipeline.geometry(shared["resolution"]))
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+
+    reports = _generate_all(pipeline, requests, resume=resume, overwrite=overwrite)
+    made = [request for request in requests if request.path in reports]
+    if contact_sheet is not None:
+        rows = [(request.path, _sheet_label(request, reports[request.path])) for request in made]
+        videos_contact_sheet(rows, contact_sheet, title="" if is_many else requests[0].title)
+    if json_path is not None:
+        documents = [_document(request, reports[request.path]) for request in made]
+        with atomic_write(json_path) as temporary:
+            temporary.write_text(json.dumps({"videos": documents} if is_many else documents[0], indent=2) + "\n")
+    if any(report is not None and report.interrupted for report in reports.values()):
+        raise KeyboardInterrupt
+
+
+def _generate_all(
+    pipeline: VideoPipeline, requests: list[VideoRequest], *, resume: bool, overwrite: bool
+) -> dict[Path, GenerationReport | None]:
+    """One video after the other, up to the first that is interrupted; None for those an earlier run has finished."""
+    reports: dict[Path, GenerationReport | None] = {}
+    for number, request in enumerate(requests, start=1):
+        if resume and not overwrite and is_finished(request):
+            click.echo(f"{request.path}: finished already")
+            reports[request.path] = None
+            continue
+        name = "chunks" if len(requests) == 1 else f"video {number}/{len(requests)}"
+        with tqdm(desc=name, unit="chunk", leave=False, disable=None) as bar:
+
+            def show(progress: ChunkProgress, bar: Any = bar) -> None:
+                bar.total = progress.num_chunks
+                bar.n = progress.chunks_done
+                bar.set_postfix_str(f"{progress.fps:.1f} FPS" if progress.fps else "")
+
+            report = generate_video(pipeline, request, resume=resume, overwrite=overwrite, on_progress=show)
+        reports[request.path] = report
+        click.echo(_summary(report))
+        if report.interrupted:
+            break
+    return reports
+
+
+def _summary(report: GenerationReport) -> str:
+    lines = [
+        f"{report.path}: {report.frames} frames of {report.width}x{report.height}, {report.seconds_video:.1f} s",
+        f"  speed  {report.fps_diffusion:.1f} FPS diffusion, {report.fps_end_to_end:.1f} FPS end to end",
+        f"  cache  {_cache_line(report)}",
+    ]
+    if report.interrupted:
+        lines.append(f"  interrupted: {report.frames_requested} frames were asked for")
+    elif report.frames != report.frames_requested:
+        lines.append(f"  {report.frames_requested} frames were asked for; a video is made of whole chunks")
+    return "\n".join(lines)
+
+
+def _cache_line(report: GenerationReport) -> str:
+    saved = 1 - report.cache_bytes / report.full_cache_bytes if report.full_cache_bytes else 0.0
+    line = f"{_megabytes(report.cache_bytes)} held, a full cache would hold {_megabytes(report.full_cache_bytes)}"
+    return f"{line}: {100 * saved:.0f} % saved" if saved >= 0.005 else line
+
+
+def _sheet_label(request: VideoRequest, report: GenerationReport | None) -> str:
+    if report is None:
+        return request.path.stem
+    return f"{request.path.stem}: {report.policy}, cache {_megabytes(report.cache_bytes)}"
+
+
+def _document(request: VideoRequest, report: GenerationReport | None) -> dict[str, Any]:
+    return skipped_json(request) if report is None else report.to_json()
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _frames(seconds: float | None, fps: int) -> int:
+    seconds = DEFAULT_SECONDS if seconds is None else seconds
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigurationError(f"a video of {seconds:g} seconds cannot be made: ask for more than 0")
+    return math.ceil(round(seconds * fps, 6))

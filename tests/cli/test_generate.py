@@ -1,0 +1,173 @@
+"""`forcing-kv generate`, from arguments to files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from forcing_kv.cli import cli
+from forcing_kv.video import probe
+from forcing_kv.video.writer import partial_folder
+
+REPORT_KEYS = {
+    "frames",
+    "width",
+    "height",
+    "seconds_video",
+    "fps_diffusion",
+    "fps_end_to_end",
+    "cache_bytes",
+    "full_cache_bytes",
+    "policy",
+    "model",
+    "device",
+    "seed",
+    "versions",
+}
+
+
+@pytest.fixture
+def generate(tiny_model_folder, tmp_path, monkeypatch):
+    """Run `forcing-kv generate` on the small model, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        settings = ["--model", tiny_model_folder, "--device", "cpu"]
+        return CliRunner().invoke(cli, ["generate", *map(str, [*arguments, *settings])])
+
+    return run
+
+
+def program(model: Path, *arguments: object) -> list[str]:
+    start = "from forcing_kv.cli import main; main()"
+    return [sys.executable, "-c", start, "generate", *map(str, arguments), "--model", str(model), "--device", "cpu"]
+
+
+def test_video_report_sheet_and_latents(generate):
+    result = generate(
+        "a red circle", "-o", "v.mp4", "--frames", 10, "--seed", 7, "--policy", "full",
+        "--json", "r.json", "--contact-sheet", "s.png", "--save-latents", "l.safetensors",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir()) == ["l.safetensors", "r.json", "s.png", "v.mp4"]
+    report = json.loads(Path("r.json").read_text())
+    assert report.keys() >= REPORT_KEYS
+    assert (report["frames"], report["width"], report["height"]) == (21, 96, 64)
+    assert (report["policy"], report["model"], report["seed"]) == ("full", "random", 7)
+    info = probe("v.mp4")
+    assert (info.num_frames, info.width, info.height) == (21, 96, 64)
+    assert json.loads(info.metadata["comment"])["seed"] == 7
+    with Image.open("s.png") as sheet:
+        assert sheet.width > 6 * 96
+    assert "v.mp4: 21 frames of 96x64, 1.3 s" in result.stdout
+    assert "10 frames were asked for" in result.stdout
+    assert "FPS diffusion" in result.stdout
+    assert "cache" in result.stdout
+
+
+def test_seconds_resolution_and_savings(generate):
+    result = generate("a circle", "--seconds", 4, "--resolution", "48x32", "--policy", "window:window_frames=6")
+    assert result.exit_code == 0, result.output
+    assert "out.mp4: 69 frames of 48x32" in result.stdout
+    assert "% saved" in result.stdout
+
+
+def test_same_seed_same_video(generate):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert generate("a circle", "-o", f"{name}.mp4", "--frames", 9, "--seed", seed).exit_code == 0
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    assert Path("a.mp4").read_bytes() != Path("c.mp4").read_bytes()
+
+
+def test_prompt_file_makes_a_folder(generate):
+    schedule = {"prompts": [{"at_seconds": 0, "text": "a circle"}, {"at_seconds": 0.5, "text": "a square"}]}
+    Path("p.txt").write_text(f"a red circle\n{json.dumps(schedule)}\n")
+    arguments = (
+        "--prompt-file",
+        "p.txt",
+        "-o",
+        "videos",
+        "--frames",
+        9,
+        "--json",
+        "r.json",
+        "--contact-sheet",
+        "s.png",
+    )
+    result = generate(*arguments, "--save-latents", "latents")
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir("videos")) == ["001-a-red-circle.mp4", "002-a-circle.mp4"]
+    assert sorted(os.listdir("latents")) == ["001-a-red-circle.safetensors", "002-a-circle.safetensors"]
+    videos = json.loads(Path("r.json").read_text())["videos"]
+    assert [video["frames"] for video in videos] == [9, 9]
+    assert videos[1]["prompt"] == schedule["prompts"]
+    metadata = probe("videos/002-a-circle.mp4").metadata
+    assert metadata["title"] == "a circle / a square"
+    assert json.loads(metadata["comment"])["prompt"] == schedule["prompts"]
+
+    Path("videos/002-a-circle.mp4").unlink()  # what is finished is left as it is
+    first = Path("videos/001-a-red-circle.mp4").stat()
+    result = generate(*arguments, "--resume")
+    assert result.exit_code == 0, result.output
+    assert Path("videos/001-a-red-circle.mp4").stat() == first
+    assert [video.get("skipped", False) for video in json.loads(Path("r.json").read_text())["videos"]] == [True, False]
+
+
+def test_many_videos_count_seeds(generate):
+    result = generate("a circle", "--num-videos", 2, "--seed", 4, "--frames", 9)
+    assert result.exit_code == 0, result.output
+    paths = [Path("videos") / f"00{number}-a-circle.mp4" for number in (1, 2)]
+    assert [json.loads(probe(path).metadata["comment"])["seed"] for path in paths] == [4, 5]
+    assert generate("a circle", "--seed", 5, "--frames", 9, "-o", "one.mp4").exit_code == 0
+    assert Path("one.mp4").read_bytes() == paths[1].read_bytes()
+
+
+def test_killed_run_is_resumed_to_the_same_video(generate, tiny_model_folder):
+    assert generate("a circle", "-o", "whole.mp4", "--frames", 165).exit_code == 0
+    arguments = ("a circle", "-o", "v.mp4", "--frames", 165)
+    with subprocess.Popen(program(tiny_model_folder, *arguments), stderr=subprocess.DEVNULL) as process:
+        _wait_for(partial_folder("v.mp4") / "segment-00002.mp4", process)
+        process.send_signal(signal.SIGKILL)
+    assert not Path("v.mp4").exists()
+    refused = generate(*arguments)
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    result = generate(*arguments, "--resume", "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert Path("v.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+    report = json.loads(Path("r.json").read_text())
+    assert report["frames"] == 165
+    assert 0 < report["frames_made"] <= 165 - 21  # three chunks were on disk; at most one of them is made again
+    assert not partial_folder("v.mp4").exists()
+
+
+def test_ctrl_c_ends_the_video_early(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("a circle", "-o", "v.mp4", "--frames", 4005, "--json", "r.json")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program(tiny_model_folder, *arguments), **pipes) as process:
+        _wait_for(partial_folder("v.mp4") / "segment-00001.mp4", process)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: 4005 frames were asked for" in stdout
+    assert stderr.strip() == "forcing-kv: error: interrupted"
+    report = json.loads(Path("r.json").read_text())
+    assert report["interrupted"]
+    assert 21 <= probe("v.mp4").num_frames == report["frames"] < 4005
+    assert sorted(os.listdir()) == ["r.json", "v.mp4"]
+
+
+def _wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "the program ended before it was expected to"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
