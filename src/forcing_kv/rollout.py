@@ -15,6 +15,7 @@ from torch import Tensor
 from forcing_kv.cache import StreamCache
 from forcing_kv.errors import PromptError, SnapshotError
 from forcing_kv.geometry import start_seconds
+from forcing_kv.policies.base import head_map_of
 from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt
 from forcing_kv.sampling import FewStepSampler, NoiseSource
 from forcing_kv.snapshot import StreamSnapshot
@@ -290,10 +291,12 @@ class VideoStream(Iterator[Chunk]):
 
     def _full_identity(self) -> dict[str, Any]:
         geometry = self.cache.geometry
+        head_map = head_map_of(self.cache.policy)
         return {
             **self._identity,
             "geometry": asdict(geometry),
             "policy": self.cache.policy.spec(),
+            "head_map": None if head_map is None else list(head_map.roles),
             "batch_size": self.cache.batch_size,
             "dtype": str(self.cache.dtype),
             "timesteps": list(self._sampler.timesteps),

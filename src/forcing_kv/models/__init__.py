@@ -11,7 +11,7 @@ from forcing_kv.models.folder import (
     save_model,
 )
 from forcing_kv.models.preset import ModelPreset
-from forcing_kv.models.zoo import find_model, list_models
+from forcing_kv.models.zoo import find_model, list_models, published_head_map
 
 __all__ = [
     "ModelPreset",
@@ -21,6 +21,7 @@ __all__ = [
     "load_text_encoder",
     "load_transformer",
     "load_vae",
+    "published_head_map",
     "read_head_map",
     "read_preset",
     "read_transformer_config",

@@ -3,11 +3,27 @@
 from pathlib import Path
 
 from forcing_kv.errors import UnknownNameError
+from forcing_kv.heads import HeadMap
 from forcing_kv.models.folder import read_preset
 from forcing_kv.models.preset import ModelPreset
 
 EMBEDDED_MODELS = {"tiny": Path(__file__).parent / "tiny"}
 """Models whose weights lie in the package."""
+
+HEAD_MAPS = Path(__file__).parent / "head_maps"
+"""Published maps of released checkpoints, one file each."""
+
+
+def published_head_map(name: str) -> HeadMap:
+    """The published head map of a released checkpoint.
+
+    Raises:
+        UnknownNameError: No map of that name lies in the package.
+    """
+    names = sorted(path.stem for path in HEAD_MAPS.glob("*.json"))
+    if name not in names:
+        raise UnknownNameError("head map", name, names)
+    return HeadMap.load(HEAD_MAPS / f"{name}.json")
 
 
 def find_model(name_or_folder: str | Path) -> Path:

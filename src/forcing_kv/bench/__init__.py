@@ -1,0 +1,7 @@
+"""What a policy costs: time, bytes, and the arithmetic both are compared with."""
+
+from forcing_kv.bench.arithmetic import pass_flops
+from forcing_kv.bench.environment import environment
+from forcing_kv.bench.steady_state import SteadyState, measure_steady_state
+
+__all__ = ["SteadyState", "environment", "measure_steady_state", "pass_flops"]
