@@ -103,7 +103,7 @@ def test_golden(name, transformer, heads_side_by_side):
         cache=StreamCache(geometry, rule, batch_size=case["batch"], head_order=transformer.head_order),
         sampler=sampler,
         noise=RecordedNoise(golden["noise"], golden["renoise"], chunk_frames),
-        encode_prompt=lambda texts: golden[texts[0]],
+        encode_prompt=lambda texts: golden[texts[0]].expand(len(texts), -1, -1),
         prompts=tuple(ScheduledPrompt(at_seconds=at, text=f"context.{i}") for i, at in enumerate([0.0, *switches])),
         num_chunks=case["frames"] // chunk_frames,
         recache_frames=case.get("recache_frames", 12),

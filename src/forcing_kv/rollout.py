@@ -164,12 +164,12 @@ class VideoStream(Iterator[Chunk]):
         index, first_frame = self.chunk_index, self.cache.num_frames
 
         started = self._clock()
+        is_first_prompt = self._text is None
         changed = self._take_due_prompt()
         text_done = self._clock()
-        if changed and first_frame:
+        if changed and first_frame and not is_first_prompt:
             self._recache()
-        latents = self._denoise()
-        self._commit(latents)
+        latents = self._make_chunk()
         diffusion_done = self._clock()
         frames = None if self._decoder is None else self._decoder.decode(latents)
         decode_done = self._clock()
@@ -214,7 +214,7 @@ class VideoStream(Iterator[Chunk]):
             SnapshotError: The snapshot belongs to a stream that was made otherwise; the message says in what.
         """
         wanted = self._full_identity()
-        for key in sorted(wanted.keys() | snapshot.identity.keys()):
+        for key in {**wanted, **snapshot.identity}:
             if wanted.get(key) != snapshot.identity.get(key):
                 raise SnapshotError(
                     f"the snapshot was made with {key}={snapshot.identity.get(key)!r}, this stream has "
@@ -254,33 +254,31 @@ class VideoStream(Iterator[Chunk]):
         if memory.frames:
             assert self._newest_latents is not None
             latents = self._newest_latents[:, -len(memory.frames) :]
-            self._pass(latents, self._sampler.context_noise, memory.frames, memory)
+            self._model_over(memory.frames, memory)(latents, self._sampler.context_noise)
 
-    def _denoise(self) -> Tensor:
-        frames = self._current_frames()
-
-        def predict_velocity(noisy: Tensor, timestep: float) -> Tensor:
-            return self._pass(noisy, timestep, frames, self.cache)
-
-        return self._sampler.sample(self._noise.draw(), predict_velocity, self._noise.draw)
-
-    def _commit(self, latents: Tensor) -> None:
-        self._pass(latents, self._sampler.context_noise, self._current_frames(), self.cache)
+    def _make_chunk(self) -> Tensor:
+        first_frame = self.cache.num_frames
+        frames = range(first_frame, first_frame + self.cache.geometry.chunk_frames)
+        predict_velocity = self._model_over(frames, self.cache)
+        latents = self._sampler.sample(self._noise.draw(), predict_velocity, self._noise.draw)
+        predict_velocity(latents, self._sampler.context_noise)  # the commit pass: only what it writes is wanted
         self.cache.commit()
         newest = latents if self._newest_latents is None else torch.cat((self._newest_latents, latents), dim=1)
         self._newest_latents = newest[:, -self._recache_frames :]
+        return latents
 
-    def _current_frames(self) -> range:
-        first_frame = self.cache.num_frames
-        return range(first_frame, first_frame + self.cache.geometry.chunk_frames)
-
-    def _pass(self, latents: Tensor, timestep: float, frames: range, memory: SelfAttentionMemory) -> Tensor:
+    def _model_over(self, frames: range, memory: SelfAttentionMemory) -> Callable[[Tensor, float], Tensor]:
+        """The transformer on `frames`, as (latents, timestep) -> velocity; their rotary angles are computed once."""
         assert self._text is not None
-        geometry = self.cache.geometry
-        timesteps = torch.full(latents.shape[:2], timestep, dtype=torch.float32, device=latents.device)
+        text, geometry = self._text, self.cache.geometry
         rope = self._transformer.rope(frames, geometry.frame_rows, geometry.frame_cols)
-        velocity: Tensor = self._transformer(latents, timesteps, text=self._text, rope=rope, memory=memory)
-        return velocity
+
+        def predict_velocity(latents: Tensor, timestep: float) -> Tensor:
+            timesteps = torch.full(latents.shape[:2], timestep, dtype=torch.float32, device=latents.device)
+            velocity: Tensor = self._transformer(latents, timesteps, text=text, rope=rope, memory=memory)
+            return velocity
+
+        return predict_velocity
 
     def _check_texts(self, prompts: Sequence[ScheduledPrompt]) -> None:
         for prompt in prompts:

@@ -6,19 +6,20 @@ and the commit. A cache that grows is put back to the timed state between turns,
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from forcing_kv.bench.arithmetic import pass_flops
 from forcing_kv.cache import StreamCache
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import CachePolicy
-from forcing_kv.sampling import FewStepSampler
-from forcing_kv.wan import CausalWanTransformer, TextMemory
+from forcing_kv.prompt_schedule import prompt_schedule
+from forcing_kv.rollout import VideoStream
+from forcing_kv.sampling import FewStepSampler, SeededNoise
+from forcing_kv.wan import CausalWanTransformer
 
 FULL_CACHE_FRAMES = 21
 """Frames that the chunk reads at which a cache without bound is timed: what the released models were trained with."""
@@ -70,89 +71,59 @@ def measure_steady_state(
     Returns:
         One row per policy, in their order.
     """
-    sampler = sampler or FewStepSampler()
-    bench = _Bench(transformer, geometry, sampler)
-    caches = {}
+    streams = {}
     for name, policy in policies.items():
         on_progress(f"filling {name}")
-        caches[name] = bench.filled_cache(policy)
-    states = {name: cache.state() for name, cache in caches.items() if _grows(cache)}
-    rows = {name: bench.describe(cache) for name, cache in caches.items()}
+        streams[name] = _filled_stream(transformer, geometry, policy, sampler or FewStepSampler())
+    snapshots = {name: stream.snapshot() for name, stream in streams.items() if _grows(stream.cache)}
+    rows = {name: _describe(transformer, stream.cache) for name, stream in streams.items()}
     times: dict[str, list[float]] = {name: [] for name in policies}
     for turn in range(repeats + 1):
-        for name, cache in caches.items():
-            milliseconds = bench.time_chunk(cache)
+        for name, stream in streams.items():
+            milliseconds = next(stream).timings.diffusion_ms
             if turn:
                 times[name].append(milliseconds)
             on_progress(f"turn {turn} of {repeats}, {name}: {milliseconds:,.0f} ms{'' if turn else ' (warm-up)'}")
-            if name in states:
-                cache.load_state(*states[name])
+            if name in snapshots:
+                stream.restore(snapshots[name])
     return [replace(rows[name], chunk_ms=tuple(times[name])) for name in policies]
 
 
-class _Bench:
-    def __init__(self, transformer: CausalWanTransformer, geometry: FrameGeometry, sampler: FewStepSampler) -> None:
-        config = transformer.config
-        self._transformer = transformer
-        self._geometry = geometry
-        self._sampler = sampler
-        _, patch_rows, patch_cols = config.patch_size
-        generator = torch.Generator().manual_seed(0)
-        rows, cols = geometry.frame_rows * patch_rows, geometry.frame_cols * patch_cols
-        shape = (1, geometry.chunk_frames, config.in_dim, rows, cols)
-        self._noise = torch.randn(shape, generator=generator).to(transformer.device)
-        states = torch.randn(1, config.text_len, config.text_dim, generator=generator).to(transformer.device)
-        with torch.no_grad():
-            self._text: TextMemory = transformer.encode_text(states)
+def _filled_stream(
+    transformer: CausalWanTransformer, geometry: FrameGeometry, policy: CachePolicy, sampler: FewStepSampler
+) -> VideoStream:
+    """A stream in the state to be timed: its cache is full or, without a bound, one chunk short of 21 frames."""
+    config = transformer.config
+    cache = StreamCache(
+        geometry, policy, dtype=transformer.dtype, device=transformer.device, head_order=transformer.head_order
+    )
+    _, patch_rows, patch_cols = config.patch_size
+    latent_size = (geometry.frame_rows * patch_rows, geometry.frame_cols * patch_cols)
+    shape = (1, geometry.chunk_frames, config.in_dim, *latent_size)
+    text_states = torch.randn(1, config.text_len, config.text_dim, generator=torch.Generator().manual_seed(0))
+    settings: dict[str, Any] = {
+        "transformer": transformer,
+        "cache": cache,
+        "noise": SeededNoise(0, shape, device=transformer.device),
+        "encode_prompt": lambda texts: text_states.to(transformer.device),
+        "prompts": prompt_schedule("random"),
+    }
+    one_step = VideoStream(sampler=FewStepSampler(steps=sampler.steps[:1]), **settings)
+    while cache.num_frames + geometry.chunk_frames < FULL_CACHE_FRAMES:
+        next(one_step)
+    return VideoStream(sampler=sampler, **settings)
 
-    @torch.no_grad()
-    def filled_cache(self, policy: CachePolicy) -> StreamCache:
-        """A cache in the state to be timed: full, or, if it has no bound, one chunk short of the published length."""
-        cache = StreamCache(
-            self._geometry,
-            policy,
-            dtype=self._transformer.dtype,
-            device=self._transformer.device,
-            head_order=self._transformer.head_order,
-        )
-        while cache.num_frames + self._geometry.chunk_frames < FULL_CACHE_FRAMES:
-            self._pass(cache, self._noise, self._sampler.context_noise)
-            cache.commit()
-        return cache
 
-    def describe(self, cache: StreamCache) -> SteadyState:
-        """A row without times."""
-        tokens = [n for layer in range(self._geometry.num_layers) for n in cache.history_tokens(layer).values()]
-        return SteadyState(
-            policy=cache.policy.spec(),
-            chunk_ms=(),
-            cache_bytes=cache.nbytes,
-            pass_tflop=pass_flops(self._transformer.config, cache) / 1e12,
-            frames_read=sum(tokens) / len(tokens) / self._geometry.frame_tokens + self._geometry.chunk_frames,
-        )
-
-    @torch.no_grad()
-    def time_chunk(self, cache: StreamCache) -> float:
-        """Milliseconds of one chunk: denoising passes, commit pass, commit."""
-        started = self._clock()
-        clean = self._sampler.sample(
-            self._noise, lambda noisy, timestep: self._pass(cache, noisy, timestep), lambda: self._noise
-        )
-        self._pass(cache, clean, self._sampler.context_noise)
-        cache.commit()
-        return 1e3 * (self._clock() - started)
-
-    def _pass(self, cache: StreamCache, latents: Tensor, timestep: float) -> Tensor:
-        frames = range(cache.num_frames, cache.num_frames + self._geometry.chunk_frames)
-        rope = self._transformer.rope(frames, self._geometry.frame_rows, self._geometry.frame_cols)
-        timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
-        velocity: Tensor = self._transformer(latents, timesteps, text=self._text, rope=rope, memory=cache)
-        return velocity
-
-    def _clock(self) -> float:
-        if self._transformer.device.type == "cuda":
-            torch.cuda.synchronize(self._transformer.device)
-        return time.perf_counter()
+def _describe(transformer: CausalWanTransformer, cache: StreamCache) -> SteadyState:
+    """A row without times."""
+    tokens = [n for layer in range(cache.geometry.num_layers) for n in cache.history_tokens(layer).values()]
+    return SteadyState(
+        policy=cache.policy.spec(),
+        chunk_ms=(),
+        cache_bytes=cache.nbytes,
+        pass_tflop=pass_flops(transformer.config, cache) / 1e12,
+        frames_read=sum(tokens) / len(tokens) / cache.geometry.frame_tokens + cache.geometry.chunk_frames,
+    )
 
 
 def _grows(cache: StreamCache) -> bool:
