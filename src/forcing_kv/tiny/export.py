@@ -1,0 +1,92 @@
+"""From a working folder to a model folder: averaged weights in bf16, the measured head map, and how it was all made."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forcing_kv.calibration import measure_frame_mass
+from forcing_kv.models import ModelPreset, save_model
+from forcing_kv.pipeline import VideoPipeline
+from forcing_kv.text import TextEncoder
+from forcing_kv.tiny.prompts import random_prompts
+from forcing_kv.tiny.recipe import Recipe, load_averaged, load_vae
+from forcing_kv.tiny.text import TEXT_LEN
+from forcing_kv.tiny.trainer import condensed
+from forcing_kv.tiny.world import FRAMES_PER_SECOND, HEIGHT, WIDTH
+from forcing_kv.versions import versions
+
+PRESET = ModelPreset(
+    name="tiny",
+    description="embedded in the package: one coloured shape moving on a flat background (`forcing-kv prompts`)",
+    licence="Apache-2.0",
+    default_resolution=(WIDTH, HEIGHT),
+    fps=FRAMES_PER_SECOND,
+)
+_CALIBRATION_PROMPTS = 8
+_CALIBRATION_CHUNKS = 12
+
+
+def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = "") -> Path:
+    """Write the model folder.
+
+    Args:
+        folder: the working folder, with a trained VAE and transformer.
+        target: the model folder to write.
+        recipe: what the training was asked for.
+        hardware: a few words on the machine, for `training.json`.
+
+    Returns:
+        `target`.
+
+    Raises:
+        CheckpointError: if a stage is missing.
+    """
+    vae = load_vae(folder)
+    model = load_averaged(folder)
+    model.transformer.bfloat16()
+    model.text_encoder.bfloat16()
+    pipeline = VideoPipeline(
+        preset=PRESET,
+        transformer=model.transformer.float(),  # rounded to bf16, computed in fp32
+        encode_prompt=TextEncoder(model.text_encoder.float(), model.tokenizer, text_len=TEXT_LEN),
+    )
+    prompts = random_prompts(_CALIBRATION_PROMPTS, seed=recipe.seed, held_out=False)
+    head_map = measure_frame_mass(pipeline, prompts, num_chunks=_CALIBRATION_CHUNKS, seed=recipe.seed)
+    save_model(
+        target,
+        preset=PRESET,
+        transformer=model.transformer.bfloat16(),
+        vae=vae.bfloat16(),
+        text_encoder=model.text_encoder.bfloat16(),
+        tokenizer=model.tokenizer,
+        head_map=head_map,
+    )
+    document = training_document(folder, recipe, hardware=hardware)
+    (target / "training.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def training_document(folder: Path, recipe: Recipe, *, hardware: str) -> dict[str, Any]:
+    """How the model was made: seed, data, schedules, loss curves, hardware, time, versions."""
+    stages = {}
+    for name, schedule in (("vae", recipe.vae), ("transformer", recipe.transformer)):
+        state = torch.load(folder / f"{name}.pt", weights_only=True, map_location="cpu")
+        stages[name] = {
+            "schedule": vars(schedule),
+            "steps_taken": state["step"],
+            "minutes": round(state["seconds"] / 60, 1),
+            "loss": condensed(state["losses"]),
+        }
+    return {
+        "seed": recipe.seed,
+        "data": {
+            "source": "forcing_kv.tiny.world, drawn; scenes whose hash is 0 modulo 10 are held out",
+            "clips": [{"clips": shard.num_clips, "latent_frames": shard.num_frames} for shard in recipe.shards],
+        },
+        "stages": stages,
+        "hardware": hardware or f"{recipe.device}, {torch.get_num_threads()} threads, {platform.machine()}",
+        "versions": versions(),
+    }

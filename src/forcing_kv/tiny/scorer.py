@@ -1,0 +1,154 @@
+"""Scores a clip against a scene from its pixels alone: no network, only what the world's rules say must be seen.
+
+The background is the median of the picture's border; the object is what differs from it, as connected areas. Colour is that of
+the object's inside, shape the share of its bounding box that it fills, motion the path of its centre.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from forcing_kv.errors import ConfigurationError
+from forcing_kv.tiny.blobs import Blobs, find_blobs
+from forcing_kv.tiny.world import BACKGROUNDS, COLOURS, FRAMES_PER_SECOND, SHAPES, Rgb, Scene
+
+_RIGHT_SHARE = 0.9  # of frames that must show the right colour, background, or one object
+_WINDOW_FRAMES = 80  # 5 s: about one turn of the slowest circle
+_MIN_PIXELS_PER_SECOND = 5.0  # the slowest named speed is 16
+_MAX_BACKGROUND_CHANGE = 60.0  # RGB distance; the closest two backgrounds are 85 apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What is right in one clip.
+
+    Attributes:
+        colour, background: right in nine of ten frames (colour: of those that show an object).
+        shape: right in most frames that show an object.
+        motion: the right kind of path in three of four five-second windows.
+        visible: one compact object in nine of ten frames.
+        moving: it moves in nine of ten seconds.
+        collapsed: in the last quarter the object is gone or stands still, or the background has changed.
+        visible_share: share of frames with one compact object.
+        pixels_per_second: mean speed of the object.
+    """
+
+    colour: bool
+    background: bool
+    shape: bool
+    motion: bool
+    visible: bool
+    moving: bool
+    collapsed: bool
+    visible_share: float
+    pixels_per_second: float
+
+    def as_dict(self) -> dict[str, bool | float]:
+        """For JSON."""
+        return asdict(self)
+
+
+def score(frames: Tensor, scene: Scene) -> Score:
+    """Score one clip.
+
+    Args:
+        frames: uint8 [frames, HEIGHT, WIDTH, 3], at 16 per second, at least a second.
+        scene: what was asked for.
+
+    Raises:
+        ConfigurationError: if the clip is shorter than a second or of another type.
+    """
+    if frames.dtype != torch.uint8 or frames.dim() != 4 or len(frames) < FRAMES_PER_SECOND:
+        raise ConfigurationError(
+            f"a clip of {frames.dtype} {tuple(frames.shape)} cannot be scored; "
+            f"need uint8 [frames >= {FRAMES_PER_SECOND}, height, width, 3]"
+        )
+    blobs = find_blobs(frames)
+    seen = blobs.visible
+    visible_share = float(seen.float().mean())
+    speeds = _speed_per_second(blobs)
+    last_quarter = slice(len(frames) * 3 // 4, None)
+    backgrounds = _nearest(blobs.background, BACKGROUNDS)
+    colours = _nearest(blobs.colour[seen], COLOURS)
+    return Score(
+        colour=_share(colours == list(COLOURS).index(scene.colour)) >= _RIGHT_SHARE,
+        background=_share(backgrounds == list(BACKGROUNDS).index(scene.background)) >= _RIGHT_SHARE,
+        shape=_share(_shapes(blobs.fill[seen]) == SHAPES.index(scene.shape)) > 0.5,
+        motion=_motion_share(blobs, scene.motion) >= 0.75,
+        visible=visible_share >= _RIGHT_SHARE,
+        moving=_share(speeds >= _MIN_PIXELS_PER_SECOND) >= _RIGHT_SHARE,
+        collapsed=_collapsed(blobs, last_quarter),
+        visible_share=visible_share,
+        pixels_per_second=float(speeds.mean()) if len(speeds) else 0.0,
+    )
+
+
+def motion_of(centres: Tensor) -> str | None:
+    """The motion class of a path [frames, 2] in pixels, or None if it is none of them."""
+    if len(centres) < FRAMES_PER_SECOND:
+        return None
+    spread_x, spread_y = centres.std(dim=0).tolist()
+    if max(spread_x, spread_y) < 3:
+        return None
+    if spread_y < 0.3 * spread_x:
+        return "sideways"
+    if spread_x < 0.3 * spread_y:
+        return "up and down"
+    radius = (centres - (centres.amax(0) + centres.amin(0)) / 2).norm(dim=-1)
+    return "in circles" if float(radius.std()) < 0.3 * float(radius.mean()) else None
+
+
+def _motion_share(blobs: Blobs, motion: str) -> float:
+    """Share of windows whose path is of this kind."""
+    num_frames = len(blobs.visible)
+    num_windows = max(1, num_frames // _WINDOW_FRAMES)
+    right = 0
+    for window in range(num_windows):
+        span = slice(window * _WINDOW_FRAMES, num_frames if window + 1 == num_windows else (window + 1) * _WINDOW_FRAMES)
+        right += motion_of(blobs.centre[span][blobs.visible[span]]) == motion
+    return right / num_windows
+
+
+def _speed_per_second(blobs: Blobs) -> Tensor:
+    """Length of the path in each whole second [seconds], in pixels, between frames that both show the object.
+
+    The path is smoothed over five frames first: a trembling object does not move.
+    """
+    smooth = blobs.centre.clone()
+    for frame in range(len(smooth)):
+        span = slice(max(0, frame - 2), frame + 3)
+        if bool(blobs.visible[span].any()):
+            smooth[frame] = blobs.centre[span][blobs.visible[span]].mean(0)
+    steps = (smooth[1:] - smooth[:-1]).norm(dim=-1)
+    steps = steps * (blobs.visible[1:] & blobs.visible[:-1])
+    num_seconds = (len(steps) + 1) // FRAMES_PER_SECOND
+    return torch.stack([part.sum() for part in steps[: num_seconds * FRAMES_PER_SECOND].split(FRAMES_PER_SECOND)])
+
+
+def _collapsed(blobs: Blobs, late: slice) -> bool:
+    early_background = blobs.background[:FRAMES_PER_SECOND].median(dim=0).values
+    change = (blobs.background[late] - early_background).norm(dim=-1)
+    gone = float(blobs.visible[late].float().mean()) < 0.5
+    speeds = _speed_per_second(blobs)
+    late_speeds = speeds[len(speeds) * 3 // 4 :]
+    frozen = float(late_speeds.median()) < _MIN_PIXELS_PER_SECOND
+    return gone or frozen or float(change.median()) > _MAX_BACKGROUND_CHANGE
+
+
+def _nearest(colours: Tensor, names: dict[str, Rgb]) -> Tensor:
+    """Index of the nearest named colour: [frames, 3] -> [frames]."""
+    palette = torch.tensor(list(names.values()), dtype=torch.float32)
+    return torch.cdist(colours.float(), palette).argmin(dim=-1)
+
+
+def _shapes(fill: Tensor) -> Tensor:
+    """Index into SHAPES by the share of the bounding box that is filled: circle 0.79, square 1, triangle 0.5."""
+    shapes = torch.full(fill.shape, SHAPES.index("circle"))
+    shapes[fill > 0.89] = SHAPES.index("square")
+    shapes[fill < 0.65] = SHAPES.index("triangle")
+    return shapes
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.float().mean()) if len(flags) else 0.0
