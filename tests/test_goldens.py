@@ -61,11 +61,17 @@ def policy(case):
     return Full()
 
 
-@pytest.fixture(scope="module")
-def transformer():
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU")),
+]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def transformer(request):
     model = CausalWanTransformer(TransformerConfig(**DOCUMENT["transformer"]))
     model.load_state_dict(load_file(GOLDENS / "transformer.safetensors"))
-    return model.eval()
+    return model.to(request.param).eval()
 
 
 def assert_close(name, actual, expected):
@@ -78,7 +84,7 @@ def assert_close(name, actual, expected):
 @pytest.mark.parametrize("name", DOCUMENT["cases"])
 def test_golden(name, transformer, heads_side_by_side):
     case = DOCUMENT["cases"][name]
-    golden = load_file(GOLDENS / f"{name}.safetensors")
+    golden = load_file(GOLDENS / f"{name}.safetensors", device=str(transformer.device))
     chunk_frames = golden["flow.0.0"].shape[1]
     _, patch_rows, patch_cols = transformer.config.patch_size
     geometry = FrameGeometry(
@@ -95,12 +101,14 @@ def test_golden(name, transformer, heads_side_by_side):
     sampler = FewStepSampler(
         steps=tuple(case["denoising_step_list"]), warped=case["warp"], schedule=FlowSchedule(shift=case["shift"])
     )
-    torch.testing.assert_close(torch.tensor(sampler.timesteps), golden["timesteps"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(sampler.timesteps), golden["timesteps"].cpu(), rtol=1e-6, atol=0)
 
     switches = [start_seconds(frame, FPS) for frame in case.get("switch_frames", [])]
     stream = VideoStream(
         transformer=transformer,
-        cache=StreamCache(geometry, rule, batch_size=case["batch"], head_order=transformer.head_order),
+        cache=StreamCache(
+            geometry, rule, batch_size=case["batch"], device=transformer.device, head_order=transformer.head_order
+        ),
         sampler=sampler,
         noise=RecordedNoise(golden["noise"], golden["renoise"], chunk_frames),
         encode_prompt=lambda texts: golden[texts[0]].expand(len(texts), -1, -1),

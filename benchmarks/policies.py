@@ -1,9 +1,10 @@
-"""Time and cache bytes of forcing-kv, the window cache and the full cache at the full shapes of Wan 1.3B, on a CPU.
+"""Time and cache bytes of forcing-kv, the window cache and the full cache at the full shapes of Wan 1.3B.
 
 Random weights (the arithmetic does not depend on them), the published head map, every policy on the same kernels in one
 process. The limit is stated first: the ratio of floating-point operations.
 
-    python benchmarks/policies_cpu.py --layers 2 --repeats 5 --json benchmarks/results/policies_cpu_DATE.json
+    python benchmarks/policies.py --layers 2 --json benchmarks/results/policies_cpu_DATE.json    # on a CPU
+    python benchmarks/policies.py --device cuda --resolution 1080p                               # all 30 layers, a GPU
 """
 
 import argparse
@@ -25,7 +26,8 @@ POLICIES = ("full", "window", "forcing-kv")
 def main() -> None:
     """Measures, prints a table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=2, help="blocks of the model to build (of 30)")
+    parser.add_argument("--layers", type=int, default=WAN_1_3B.num_layers, help="blocks of the model to build (of 30)")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--resolution", default="480p")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--repeats", type=int, default=5, help="timed chunks per policy")
@@ -37,7 +39,7 @@ def main() -> None:
     roles = published_head_map("self-forcing-1.3b").roles[: args.layers]
     head_map = HeadMap(model="self-forcing-1.3b, first layers", roles=roles)
     torch.manual_seed(0)
-    transformer = CausalWanTransformer(config).to(getattr(torch, args.dtype)).requires_grad_(False).eval()
+    transformer = CausalWanTransformer(config).to(args.device, getattr(torch, args.dtype)).requires_grad_(False).eval()
     transformer.set_head_order(head_map.side_by_side())
     geometry = FrameGeometry(
         num_layers=config.num_layers,
@@ -54,11 +56,12 @@ def main() -> None:
         on_progress=lambda message: print(message, flush=True),
     )
     document = {
-        "benchmark": "policies_cpu",
+        "benchmark": "policies",
         "config": {
             "model": "Wan 1.3B, random weights",
             "layers": args.layers,
             "resolution": [width, height],
+            "device": args.device,
             "dtype": args.dtype,
             "repeats": args.repeats,
             "threads": torch.get_num_threads(),
