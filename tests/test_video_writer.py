@@ -140,6 +140,17 @@ def test_interrupted_video_is_made_of_what_is_there(tmp_path):
     assert probe(tmp_path / "video.mp4").num_frames == 8
 
 
+def test_same_frames_give_the_same_bytes(tmp_path):
+    """Noise of many kinds in the memory that the encoder is given must not reach the file."""
+    frames = torch.randint(0, 256, (8, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    writer = VideoWriter(tmp_path / "video.mp4")
+    contents = set()
+    for _ in range(100):
+        writer.write(frames)
+        contents.add((writer.partial_folder / f"segment-{writer.num_segments - 1:05d}.mp4").read_bytes())
+    assert len(contents) == 1
+
+
 def test_no_chunk_no_file(tmp_path):
     writer = VideoWriter(tmp_path / "video.mp4")
     with pytest.raises(OutputError, match="no chunk was finished"):

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import av
 import torch
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
@@ -30,9 +30,11 @@ DEFAULT_FPS = 16
 """Pixel frames per second of the Wan models."""
 
 # No B-frames: a segment then starts at timestamp 0 without an edit list, and packets can be joined in file order.
-# On one core, 12 frames of 64x96 take 3 ms with veryfast and 7 ms with medium, of 832x480 160 ms and 540 ms, for
+# On one core, 12 frames of 64x96 take 3 ms with veryfast and 7 ms with medium, of 832x480 80 ms and 500 ms, for
 # nearly the same size and error.
-_ENCODER_OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0"}
+# No macroblock tree, and then no lookahead: x264's tree reads memory it never wrote, so that about one segment in a
+# hundred came out with other bytes for the same frames. A seed gives the same file.
+_ENCODER_OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0", "x264-params": "mbtree=0:rc-lookahead=0"}
 # Below this, starting threads costs more than they save (3 ms on one, 4 ms on two for 64x96).
 _MIN_PIXELS_FOR_THREADS = 256 * 256
 _MAX_THREADS = 8
@@ -307,9 +309,16 @@ def _encode(frames: Tensor, info: VideoInfo) -> bytes:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT601
         context.color_range = ColorRange.MPEG
+        reformatter = VideoReformatter()
         for picture in frames.cpu().contiguous().numpy():
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG)
+            frame = reformatter.reformat(
+                frame,
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU601,
+                dst_color_range=ColorRange.MPEG,
+                threads=num_threads,
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()
