@@ -1,8 +1,8 @@
-"""Head roles from attention mass: does a head look at the newest frames, or further back?
+"""Head roles from attention mass: whether a head looks at the newest frames or further back.
 
-The model runs with a full cache and exact softmax. For every query the mass on the newest key frames is divided by the mass on
-all key frames but the first ones; the mean of this ratio over queries, denoising passes, chunks and prompts is the
-head's score (DESIGN, section 3; arXiv 2605.09681). Heads that reach the threshold are static, the others dynamic.
+The model runs with a full cache and exact softmax. For every query the mass on the newest key frames is divided by the
+mass on all key frames but the first ones; the mean of this ratio over queries, denoising passes, chunks and prompts is
+the head's score (DESIGN, section 3; arXiv 2605.09681). Heads that reach the threshold are static, the others dynamic.
 """
 
 from collections.abc import Sequence

@@ -19,7 +19,7 @@ import click
     help="One stage, or all in this order.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to train: cpu or cuda.")
-def command(
+def command(  # noqa: PLR0917  # click passes by name
     output: Path, seed: int, minutes: float | None, steps: int | None, resume: bool, stage: str, device: str
 ) -> None:
     """Train the embedded model 'tiny' from nothing: hours on two CPU cores, minutes on a big GPU.

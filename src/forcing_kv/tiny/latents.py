@@ -1,7 +1,7 @@
 """The transformer's training set: drawn clips, encoded once, kept in memory as bf16 latents.
 
-Clips start at the start of a stream. Some are long, so that a chunk can have a long history; most are short, so that there are
-many scenes.
+Clips start at the start of a stream. Some are long, so that a chunk can have a long history; most are short, so that
+there are many scenes.
 """
 
 import random

@@ -2,7 +2,7 @@
 
 A caption names a scene in one sentence; whatever is not said takes the default of `Scene`. `parse` reads any sentence:
 known words and their synonyms count wherever they stand, all other words are passed over. Nine in ten scenes are for
-training; the others are held out, chosen by a hash of their seven attributes, so that no prompt of the evaluation was trained.
+training; the others are held out, chosen by a hash of their seven attributes: no prompt of the evaluation was trained.
 """
 
 import random
@@ -143,7 +143,7 @@ def grammar() -> str:
             f"  PLACE       {_choices(PLACES, _DEFAULTS.place)}",
             f"  BACKGROUND  {_choices(BACKGROUNDS, _DEFAULTS.background)}",
             "",
-            "What is not said takes the value in brackets. Common synonyms are understood; other words are passed over.",
+            "What is not said takes the value in brackets. Common synonyms are understood, other words passed over.",
         ]
     )
 

@@ -18,7 +18,12 @@ from diffusers import AutoencoderKLWan
 from forcing_kv.errors import CheckpointError
 from forcing_kv.tiny.latents import LatentClips, encode_clip_means, encode_clips, load_group, save_group
 from forcing_kv.tiny.trainer import Progress, Schedule
-from forcing_kv.tiny.transformer import TRANSFORMER_SCHEDULE, TextAndTransformer, transformer_loss, transformer_trainer
+from forcing_kv.tiny.transformer import (
+    TRANSFORMER_SCHEDULE,
+    TextAndTransformer,
+    add_transformer_gradients,
+    transformer_trainer,
+)
 from forcing_kv.tiny.vae import VAE_SCHEDULE, build_vae, channels_last, random_clips, vae_loss, vae_trainer
 
 STAGES = ("vae", "latents", "transformer")
@@ -57,6 +62,7 @@ class Recipe:
     vae: Schedule = VAE_SCHEDULE
     transformer: Schedule = TRANSFORMER_SCHEDULE
     shards: tuple[Shard, ...] = SHARDS
+    num_measured_clips: int = 64
     batch_scale: float = 1.0
     device: str = "cpu"
 
@@ -66,19 +72,27 @@ def train_vae(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[P
     trainer = vae_trainer(folder, seed=recipe.seed, schedule=recipe.vae)
     trainer.resume()
     trainer.to(recipe.device)
-    yield from trainer.run(
-        lambda generator: vae_loss(trainer.model, generator, device=recipe.device), max_seconds=max_seconds
-    )
+
+    def add_gradients(generator: torch.Generator) -> float:
+        loss = vae_loss(trainer.model, generator, device=recipe.device)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    yield from trainer.run(add_gradients, max_seconds=max_seconds)
     trainer.use_average()
     vae = trainer.model.cpu()
-    measure_latents(vae)
+    assert isinstance(vae, AutoencoderKLWan)
+    measure_latents(vae, recipe.num_measured_clips)
     vae.save_pretrained(folder / "vae")
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKLWan) -> None:
+def measure_latents(vae: AutoencoderKLWan, num_clips: int = 64) -> None:
     """Put mean and deviation of each latent channel, over random clips, into the VAE's config."""
-    parts = [encode_clip_means(vae, random_clips(8, 33, torch.Generator().manual_seed(seed))) for seed in range(8)]
+    parts = [
+        encode_clip_means(vae, random_clips(8, 33, torch.Generator().manual_seed(seed)))
+        for seed in range(num_clips // 8)
+    ]
     latents = torch.cat(parts)
     mean, std = latents.mean(dim=(0, 1, 3, 4)), latents.std(dim=(0, 1, 3, 4))
     vae.register_to_config(
@@ -141,7 +155,7 @@ def train_transformer(folder: Path, recipe: Recipe, *, max_seconds: float) -> It
     model = trainer.model
     assert isinstance(model, TextAndTransformer)
     yield from trainer.run(
-        lambda generator: transformer_loss(model, clips, generator, batch_scale=recipe.batch_scale),
+        lambda generator: add_transformer_gradients(model, clips, generator, batch_scale=recipe.batch_scale),
         max_seconds=max_seconds,
     )
 

@@ -1,7 +1,7 @@
 """Scores a clip against a scene from its pixels alone: no network, only what the world's rules say must be seen.
 
-The background is the median of the picture's border; the object is what differs from it, as connected areas. Colour is that of
-the object's inside, shape the share of its bounding box that it fills, motion the path of its centre.
+The background is the median of the picture's border; the object is what differs from it, as connected areas. Colour is
+that of the object's inside, shape the share of its bounding box that it fills, motion the path of its centre.
 """
 
 from dataclasses import asdict, dataclass
@@ -105,7 +105,9 @@ def _motion_share(blobs: Blobs, motion: str) -> float:
     num_windows = max(1, num_frames // _WINDOW_FRAMES)
     right = 0
     for window in range(num_windows):
-        span = slice(window * _WINDOW_FRAMES, num_frames if window + 1 == num_windows else (window + 1) * _WINDOW_FRAMES)
+        span = slice(
+            window * _WINDOW_FRAMES, num_frames if window + 1 == num_windows else (window + 1) * _WINDOW_FRAMES
+        )
         right += motion_of(blobs.centre[span][blobs.visible[span]]) == motion
     return right / num_windows
 

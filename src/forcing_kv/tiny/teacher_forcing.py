@@ -88,16 +88,14 @@ class _ReadAttention(torch.autograd.Function):
 
 
 def full_history(clean_chunks: int, noisy_chunks: Sequence[int], *, frame_tokens: int) -> Layout:
-    """A stream from its start, everything kept: chunks 0.. of clean history, and noisy chunks that read all before them."""
+    """A stream from its start, everything kept: clean chunks from 0 on, and noisy ones that read all before them."""
     chunk_tokens = CHUNK_FRAMES * frame_tokens
     reads = [_read(index, ((0, (index + 1) * chunk_tokens),), chunk_tokens) for index in range(clean_chunks)]
     for place, chunk in enumerate(noisy_chunks):
         own = _tokens_of(clean_chunks + place, chunk_tokens)
         history = ((0, chunk * chunk_tokens),) if chunk else ()
         reads.append(_read(clean_chunks + place, (*history, own), chunk_tokens))
-    return Layout(
-        clean=_frames_of(range(clean_chunks)), noisy=_frames_of(noisy_chunks), reads=tuple(reads)
-    )
+    return Layout(clean=_frames_of(range(clean_chunks)), noisy=_frames_of(noisy_chunks), reads=tuple(reads))
 
 
 def sink_and_window(

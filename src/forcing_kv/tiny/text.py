@@ -56,7 +56,6 @@ def build_text_encoder(vocab_size: int, seed: int = 0) -> UMT5EncoderModel:
                 relative_attention_num_buckets=16,
                 relative_attention_max_distance=TEXT_LEN,
                 dropout_rate=0.0,
-                tie_word_embeddings=True,
                 pad_token_id=0,
                 eos_token_id=1,
                 decoder_start_token_id=0,

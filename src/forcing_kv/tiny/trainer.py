@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from forcing_kv.errors import CheckpointError, ConfigurationError
 
-LossFunction = Callable[[torch.Generator], Tensor]
-"""Generator of this step (on the CPU) -> scalar loss."""
+GradientFunction = Callable[[torch.Generator], float]
+"""Generator of this step (on the CPU) -> the loss; leaves the gradients in the parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ class Trainer:
         self.optimisers = _optimisers(self.parameters, schedule)
 
     def run(
-        self, loss_of: LossFunction, *, max_seconds: float = math.inf, save_every_seconds: float = 60.0
+        self, add_gradients: GradientFunction, *, max_seconds: float = math.inf, save_every_seconds: float = 60.0
     ) -> Iterator[Progress]:
         """Train until the schedule ends or `max_seconds` of this call are over; yields after each step.
 
@@ -101,7 +102,7 @@ class Trainer:
         """
         started = saved = before = time.monotonic()
         while self.step < self.schedule.num_steps and before - started < max_seconds:
-            loss = self._take_step(loss_of)
+            loss = self._take_step(add_gradients)
             now = time.monotonic()
             self.seconds += now - before
             before = now
@@ -113,14 +114,13 @@ class Trainer:
             yield Progress(step=self.step, num_steps=self.schedule.num_steps, loss=loss, seconds=self.seconds)
         self.save()
 
-    def _take_step(self, loss_of: LossFunction) -> float:
+    def _take_step(self, add_gradients: GradientFunction) -> float:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.schedule.rate_at(self.step)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
-        loss = loss_of(generator)
         self.model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = add_gradients(generator)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -129,7 +129,7 @@ class Trainer:
             torch._foreach_lerp_(
                 list(self.average.values()), [value.detach() for value in self.parameters.values()], 1 - decay
             )
-        return float(loss.detach())
+        return loss
 
     def save(self) -> None:
         """Write the checkpoint; the old one stays until the new one is complete."""
@@ -226,4 +226,4 @@ def condensed(losses: list[float], num_points: int = 40) -> list[float]:
     """The loss curve as means of `num_points` equal stretches (fewer where there are fewer steps)."""
     num_points = min(num_points, len(losses))
     edges = [round(index * len(losses) / num_points) for index in range(num_points + 1)] if num_points else [0]
-    return [round(sum(losses[start:end]) / (end - start), 5) for start, end in zip(edges, edges[1:], strict=False)]
+    return [round(sum(losses[start:end]) / (end - start), 5) for start, end in pairwise(edges)]

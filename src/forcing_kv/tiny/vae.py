@@ -1,8 +1,8 @@
 """The small VAE of the embedded model: a diffusers `AutoencoderKLWan` with stride (4, 8, 8), and its training.
 
-Pixels are folded 2x2 into channels first (`patch_size`), so the convolutions run at half resolution, which is what makes it
-cheap on a CPU. Frame 0 is a latent frame of its own; every later latent frame holds four pixel frames. For training, all
-later frames go through each network in one call, which gives the same result as diffusers' loop over latent frames.
+Pixels are folded 2x2 into channels first (`patch_size`), so the convolutions run at half resolution, which makes it
+cheap on a CPU. Frame 0 is a latent frame of its own; every later latent frame holds four pixel frames. For training,
+all later frames go through each network in one call, which gives the same as diffusers' loop over latent frames.
 """
 
 from collections.abc import Sequence

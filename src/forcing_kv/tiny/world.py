@@ -1,8 +1,8 @@
 """The world of the embedded model: one coloured shape that moves for ever on a flat background.
 
 A `Scene` names everything there is to say about a clip, and `draw` renders any number of scenes at once from signed
-distances, anti-aliased. The path of a scene is an analytic function of time that never leaves the picture, so a clip may
-be as long as one likes and each frame can be drawn on its own.
+distances, anti-aliased. The path of a scene is an analytic function of time that never leaves the picture, so a clip
+may be as long as one likes and each frame can be drawn on its own.
 """
 
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ MOTIONS = ("sideways", "up and down", "in circles")
 PLACES = ("left", "right", "top", "bottom", "center")
 
 SPEED_JITTER = 0.1
-"""A clip's speed is the named one times a factor within 1 +- this: what a prompt does not say, only the history knows."""
+"""A clip's speed is the named one times a factor within 1 +- this, which only the history tells."""
 
-_MARGIN = 16.0  # nearest that a centre comes to the picture's edge: no shape of any size is ever cut
+_MARGIN = 16.0  # nearest that a centre comes to the picture's edge: no shape of any size is cut
 _ORBIT_RADIUS = 13.0
 _CHOICES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
