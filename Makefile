@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a red circle moves right
+PROMPT ?= a large red circle moving sideways slowly at the left on a gray background
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 

@@ -31,7 +31,9 @@ def test_first_latent_frame_is_one_picture():
 
 def test_segments_that_do_not_divide_name_cuts_that_do():
     assert geometry().segment_tokens(6) == 260
-    with pytest.raises(ConfigurationError, match=r"segments_per_frame=7 does not divide the 1560 tokens.*\[1, 2, 3, 4, 5"):
+    with pytest.raises(
+        ConfigurationError, match=r"segments_per_frame=7 does not divide the 1560 tokens.*\[1, 2, 3, 4, 5"
+    ):
         geometry().segment_tokens(7)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from forcing_kv import CheckpointError, HeadMap, HeadMapError, UnknownNameError, VideoPipeline
+from forcing_kv import CheckpointError, HeadMap, HeadMapError, PromptError, UnknownNameError, VideoPipeline
 from forcing_kv.models import load_transformer, read_preset
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -98,6 +98,13 @@ def test_unknown_names_list_the_choices(folder):
         VideoPipeline.from_pretrained(folder, dtype="int3")
     with pytest.raises(UnknownNameError, match="unknown device 'abacus'"):
         VideoPipeline.from_pretrained(folder, device="abacus")
+
+
+def test_a_prompt_of_unknown_words_is_refused(folder):
+    pipeline = VideoPipeline.from_pretrained(folder)
+    with pytest.raises(PromptError, match="knows no word of 'ein roter Kreis'"):
+        next(pipeline.stream("ein roter Kreis"))
+    next(pipeline.stream("ein red circle"))
 
 
 def test_a_head_map_can_be_given(folder, tmp_path):

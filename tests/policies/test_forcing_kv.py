@@ -77,20 +77,16 @@ def test_selection_is_per_item_and_in_temporal_order():
         ({"dynamic_recent_frames": 4}, {}, r"1 to 3 \(the chunk\), not 4"),
         ({"dynamic_recent_frames": 0}, {}, r"must be 1 to 3"),
         ({"selected_segments": 19}, {}, r"selected_segments=19 exceeds the 18 candidates"),
-        ({"segments_per_frame": 5}, {}, r"does not divide the 24 tokens of a frame \(4 x 6\); use one of \[1, 2, 3, 4, 6"),
-        ({"sink_frames": 6}, {}, r"warmup_chunks=2 gives 6 frames.*use at least 3"),
         (
-            {"dynamic_recent_frames": 1},
-            {"chunk_frames": 1, "num_layers": 4, "frame_rows": 5},
-            r"does not divide the 30|too few|",
+            {"segments_per_frame": 5},
+            {},
+            r"does not divide the 24 tokens of a frame \(4 x 6\); use one of \[1, 2, 3, 4, 6",
         ),
+        ({"sink_frames": 6}, {}, r"warmup_chunks=2 gives 6 frames.*use at least 3"),
     ],
 )
 def test_what_cannot_work_is_refused(settings, changes, message):
     policy = ForcingKV(head_map=MAP, **settings)
-    if message.endswith("|"):
-        policy.check(geometry(**changes))
-        return
     with pytest.raises(ConfigurationError, match=message):
         policy.check(geometry(**changes))
 

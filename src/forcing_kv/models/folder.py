@@ -91,7 +91,9 @@ def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
     from diffusers import AutoencoderKLWan
 
     try:
-        vae: Any = AutoencoderKLWan.from_pretrained(str(folder / "vae"), torch_dtype=dtype, local_files_only=True)
+        vae: Any = AutoencoderKLWan.from_pretrained(
+            str(folder / "vae"), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot load the VAE from {folder / 'vae'}: {error}") from error
     vae.to(device).requires_grad_(False)
