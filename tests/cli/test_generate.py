@@ -119,6 +119,11 @@ def test_prompt_file_makes_a_folder(generate):
     assert Path("videos/001-a-red-circle.mp4").stat() == first
     assert [video.get("skipped", False) for video in json.loads(Path("r.json").read_text())["videos"]] == [True, False]
 
+    refused = generate(*arguments, "--resume", "--policy", "full")  # not passed off as what it is not
+    assert refused.exit_code == 2
+    assert "finished, with policy 'forcing-kv', not 'full'" in refused.stderr
+    assert "with frames 9, not 21" in generate(*arguments[:4], "--frames", 20, "--resume").stderr
+
 
 def test_many_videos_count_seeds(generate):
     result = generate("a circle", "--num-videos", 2, "--seed", 4, "--frames", 9)

@@ -13,6 +13,7 @@ from forcing_kv.generation import (
     ChunkProgress,
     GenerationReport,
     VideoRequest,
+    check_made_alike,
     check_requests,
     generate_video,
     is_finished,
@@ -141,6 +142,7 @@ def _generate_all(
     reports: dict[Path, GenerationReport | None] = {}
     for number, request in enumerate(requests, start=1):
         if resume and not overwrite and is_finished(request):
+            check_made_alike(pipeline, request)
             click.echo(f"{request.path}: finished already")
             reports[request.path] = None
             continue

@@ -2,13 +2,14 @@
 
 from forcing_kv.generation.report import GenerationReport, skipped_json
 from forcing_kv.generation.request import VideoRequest, check_requests, is_finished, plan_requests
-from forcing_kv.generation.run import ChunkProgress, generate_video
+from forcing_kv.generation.run import ChunkProgress, check_made_alike, generate_video
 from forcing_kv.generation.sheet import videos_contact_sheet
 
 __all__ = [
     "ChunkProgress",
     "GenerationReport",
     "VideoRequest",
+    "check_made_alike",
     "check_requests",
     "generate_video",
     "is_finished",

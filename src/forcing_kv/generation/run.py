@@ -5,6 +5,7 @@ is killed is gone on with from there and gives the same file as one that was not
 gives a shorter file, at once.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from torch import Tensor
 from forcing_kv.errors import ConfigurationError, OutputError
 from forcing_kv.generation.report import GenerationReport
 from forcing_kv.generation.request import VideoRequest, check_requests
+from forcing_kv.geometry import pixel_frames
 from forcing_kv.output_files import atomic_write
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.rollout import Chunk, VideoStream
 from forcing_kv.snapshot import StreamSnapshot
 from forcing_kv.versions import package_version
-from forcing_kv.video import VideoWriter
+from forcing_kv.video import VideoWriter, probe
 from forcing_kv.video.writer import partial_folder
 
 
@@ -92,6 +94,27 @@ def generate_video(
             run.writer.discard()
         raise
     return run.finish(interrupted=interrupted)
+
+
+def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
+    """Refuse to pass a finished video off as this request if it was made otherwise.
+
+    Raises:
+        OutputError: The file's model, policy or length is another.
+    """
+    info = probe(request.path)
+    made = {**json.loads(info.metadata["comment"]), "frames": info.num_frames}
+    asked = {
+        "model": pipeline.preset.name,
+        "policy": pipeline.policy(request.policy).spec(),
+        "frames": pixel_frames(pipeline.num_chunks(request.num_frames) * pipeline.preset.chunk_frames),
+    }
+    for name, value in asked.items():
+        if made.get(name) != value:
+            raise OutputError(
+                f"{request.path} is finished, with {name} {made.get(name)!r}, not {value!r}: choose another name, or "
+                "replace it with --overwrite"
+            )
 
 
 class _Run:
