@@ -43,7 +43,9 @@ def transformer_trainer(path, num_steps):
 
 
 def run(trainer, clips, num_steps):
-    steps = trainer.run(lambda generator: add_transformer_gradients(trainer.model, clips, generator, batch_scale=0.1))
+    steps = trainer.run(
+        lambda generator, step: add_transformer_gradients(trainer.model, clips, generator, step=step, batch_scale=0.1)
+    )
     for _ in range(num_steps):
         next(steps)
     trainer.save()

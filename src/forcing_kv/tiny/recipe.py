@@ -73,7 +73,7 @@ def train_vae(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[P
     trainer.resume()
     trainer.to(recipe.device)
 
-    def add_gradients(generator: torch.Generator) -> float:
+    def add_gradients(generator: torch.Generator, step: int) -> float:
         loss = vae_loss(trainer.model, generator, device=recipe.device)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
@@ -155,7 +155,9 @@ def train_transformer(folder: Path, recipe: Recipe, *, max_seconds: float) -> It
     model = trainer.model
     assert isinstance(model, TextAndTransformer)
     yield from trainer.run(
-        lambda generator: add_transformer_gradients(model, clips, generator, batch_scale=recipe.batch_scale),
+        lambda generator, step: add_transformer_gradients(
+            model, clips, generator, step=step, batch_scale=recipe.batch_scale
+        ),
         max_seconds=max_seconds,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.tiny.blobs import Blobs, find_blobs
@@ -68,7 +69,6 @@ def score(frames: Tensor, scene: Scene) -> Score:
     seen = blobs.visible
     visible_share = float(seen.float().mean())
     speeds = _speed_per_second(blobs)
-    last_quarter = slice(len(frames) * 3 // 4, None)
     backgrounds = _nearest(blobs.background, BACKGROUNDS)
     colours = _nearest(blobs.colour[seen], COLOURS)
     return Score(
@@ -78,7 +78,7 @@ def score(frames: Tensor, scene: Scene) -> Score:
         motion=_motion_share(blobs, scene.motion) >= 0.75,
         visible=visible_share >= _RIGHT_SHARE,
         moving=_share(speeds >= _MIN_PIXELS_PER_SECOND) >= _RIGHT_SHARE,
-        collapsed=_collapsed(blobs, last_quarter),
+        collapsed=_collapsed(blobs, speeds),
         visible_share=visible_share,
         pixels_per_second=float(speeds.mean()) if len(speeds) else 0.0,
     )
@@ -117,24 +117,27 @@ def _speed_per_second(blobs: Blobs) -> Tensor:
 
     The path is smoothed over five frames first: a trembling object does not move.
     """
-    smooth = blobs.centre.clone()
-    for frame in range(len(smooth)):
-        span = slice(max(0, frame - 2), frame + 3)
-        if bool(blobs.visible[span].any()):
-            smooth[frame] = blobs.centre[span][blobs.visible[span]].mean(0)
+    weight = blobs.visible.float()
+    smooth = _sum_of_five(blobs.centre * weight[:, None]) / _sum_of_five(weight[:, None]).clamp_min(1)
     steps = (smooth[1:] - smooth[:-1]).norm(dim=-1)
     steps = steps * (blobs.visible[1:] & blobs.visible[:-1])
     num_seconds = (len(steps) + 1) // FRAMES_PER_SECOND
     return torch.stack([part.sum() for part in steps[: num_seconds * FRAMES_PER_SECOND].split(FRAMES_PER_SECOND)])
 
 
-def _collapsed(blobs: Blobs, late: slice) -> bool:
+def _sum_of_five(values: Tensor) -> Tensor:
+    """Sum over five neighbouring frames: [frames, n] -> the same shape."""
+    sums = 5 * F.avg_pool1d(values.T[None], 5, stride=1, padding=2)
+    return sums[0].T
+
+
+def _collapsed(blobs: Blobs, speeds: Tensor) -> bool:
+    """Whether the last quarter shows no object, a still one, or another background than the first second."""
+    late = slice(len(blobs.visible) * 3 // 4, None)
     early_background = blobs.background[:FRAMES_PER_SECOND].median(dim=0).values
     change = (blobs.background[late] - early_background).norm(dim=-1)
     gone = float(blobs.visible[late].float().mean()) < 0.5
-    speeds = _speed_per_second(blobs)
-    late_speeds = speeds[len(speeds) * 3 // 4 :]
-    frozen = float(late_speeds.median()) < _MIN_PIXELS_PER_SECOND
+    frozen = float(speeds[len(speeds) * 3 // 4 :].median()) < _MIN_PIXELS_PER_SECOND
     return gone or frozen or float(change.median()) > _MAX_BACKGROUND_CHANGE
 
 

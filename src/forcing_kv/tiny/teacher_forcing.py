@@ -139,21 +139,46 @@ def sink_and_window(
     )
 
 
-def random_layout(generator: torch.Generator, *, max_chunks: int, frame_tokens: int) -> tuple[Layout, int]:
-    """A layout for one step, and how many samples make the step about as long as the others.
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Shares of the kinds of layouts; what is left goes to first chunks alone.
 
-    Two in five steps start a stream, a third are far from its start under a small cache, the rest read a long full
-    history or make a first chunk.
+    Attributes:
+        start: the first chunks of a stream.
+        window: far from the start, under a small cache.
+        long: a long full history.
     """
+
+    start: float
+    window: float
+    long: float
+
+
+MIXES: tuple[tuple[int, Mix], ...] = (
+    (0, Mix(start=0.4, window=0.3, long=0.15)),
+    (1000, Mix(start=0.3, window=0.22, long=0.12)),
+)
+"""(from this step on, mix). First chunks take longest to learn, since they have nothing but the prompt."""
+
+
+def mix_at(step: int) -> Mix:
+    """The mix of a training step."""
+    return [mix for first_step, mix in MIXES if first_step <= step][-1]
+
+
+def random_layout(
+    generator: torch.Generator, *, max_chunks: int, frame_tokens: int, mix: Mix = MIXES[0][1]
+) -> tuple[Layout, int]:
+    """A layout for one pass, and how many samples make the pass about as long as those of the other kinds."""
 
     def integer(low: int, high: int) -> int:  # low..high inclusive
         return int(torch.randint(low, high + 1, (), generator=generator))
 
     kind = float(torch.rand((), generator=generator))
-    if kind < 0.4:
+    if kind < mix.start:
         chunks = min(7, max_chunks)
         return full_history(chunks - 1, range(chunks), frame_tokens=frame_tokens), 8
-    if kind < 0.7 and max_chunks > 6:
+    if kind < mix.start + mix.window and max_chunks > 6:
         num_chunks = 4
         keep = None
         recent_frames = (1, 1, 4, 9)[integer(0, 3)]
@@ -168,7 +193,7 @@ def random_layout(generator: torch.Generator, *, max_chunks: int, frame_tokens: 
             frame_tokens=frame_tokens,
         )
         return layout, 10
-    if kind < 0.85 and max_chunks > 8:
+    if kind < mix.start + mix.window + mix.long and max_chunks > 8:
         clean = integer(8, max_chunks - 1)
         noisy = sorted({clean, *(integer(5, clean) for _ in range(5))})
         return full_history(clean, noisy, frame_tokens=frame_tokens), 4

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from forcing_kv.errors import CheckpointError, ConfigurationError
 
-GradientFunction = Callable[[torch.Generator], float]
-"""Generator of this step (on the CPU) -> the loss; leaves the gradients in the parameters."""
+GradientFunction = Callable[[torch.Generator, int], float]
+"""(generator of this step, on the CPU; number of the step) -> the loss; leaves the gradients in the parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Trainer:
                 group["lr"] = self.schedule.rate_at(self.step)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
         self.model.zero_grad(set_to_none=True)
-        loss = add_gradients(generator)
+        loss = add_gradients(generator, self.step)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
         for optimiser in self.optimisers:
             optimiser.step()

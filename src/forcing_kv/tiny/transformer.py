@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from forcing_kv.sampling import FewStepSampler
 from forcing_kv.tiny.latents import LatentClips
-from forcing_kv.tiny.teacher_forcing import CHUNK_FRAMES, Layout, LayoutMemory, random_layout
+from forcing_kv.tiny.teacher_forcing import CHUNK_FRAMES, Layout, LayoutMemory, mix_at, random_layout
 from forcing_kv.tiny.text import TEXT_DIM, TEXT_LEN, build_text_encoder, build_tokenizer, text_states, token_ids
 from forcing_kv.tiny.trainer import Schedule, Trainer
 from forcing_kv.tiny.vae import LATENT_CHANNELS, LATENT_COLS, LATENT_ROWS
@@ -73,7 +73,12 @@ def transformer_trainer(folder: Path, *, seed: int, schedule: Schedule = TRANSFO
 
 
 def add_transformer_gradients(
-    model: TextAndTransformer, clips: LatentClips, generator: torch.Generator, *, batch_scale: float = 1.0
+    model: TextAndTransformer,
+    clips: LatentClips,
+    generator: torch.Generator,
+    *,
+    step: int = 0,
+    batch_scale: float = 1.0,
 ) -> float:
     """Gradients of one step: the mean over two random layouts, each computed by a thread of its own.
 
@@ -85,7 +90,7 @@ def add_transformer_gradients(
     """
     names, values = zip(*model.named_parameters(), strict=True)
     weights = [value.detach().bfloat16().requires_grad_() for value in values]
-    samples = [draw_sample(model, clips, generator, batch_scale=batch_scale / _PARTS) for _ in range(_PARTS)]
+    samples = [draw_sample(model, clips, generator, step=step, batch_scale=batch_scale / _PARTS) for _ in range(_PARTS)]
 
     def gradients_of(sample: Sample) -> tuple[float, tuple[Tensor, ...]]:
         loss = sample_loss(model, sample)
@@ -135,12 +140,17 @@ class Sample:
 
 
 def draw_sample(
-    model: TextAndTransformer, clips: LatentClips, generator: torch.Generator, *, batch_scale: float = 1.0
+    model: TextAndTransformer,
+    clips: LatentClips,
+    generator: torch.Generator,
+    *,
+    step: int = 0,
+    batch_scale: float = 1.0,
 ) -> Sample:
     """A random layout, clips that are long enough, captions, noise levels, noise; on the model's device."""
     frame_tokens = (LATENT_ROWS // 2) * (LATENT_COLS // 2)
     layout, num_samples = random_layout(
-        generator, max_chunks=clips.max_frames // CHUNK_FRAMES, frame_tokens=frame_tokens
+        generator, max_chunks=clips.max_frames // CHUNK_FRAMES, frame_tokens=frame_tokens, mix=mix_at(step)
     )
     clean, weights, captions = clips.sample(max(1, round(num_samples * batch_scale)), layout.frames, generator)
     ids, mask = token_ids(model.tokenizer, captions)
