@@ -18,4 +18,4 @@ def test_a_stage_out_of_order_says_which_one_comes_first(tmp_path):
 
 def test_help_names_the_stages():
     result = CliRunner().invoke(command, ["--help"])
-    assert "vae|latents|transformer|export" in result.stdout.replace("\n", "").replace(" ", "")
+    assert "vae|latents|transformer|decoder|export" in result.stdout.replace("\n", "").replace(" ", "")

@@ -75,6 +75,14 @@ def test_no_time_means_no_step_but_a_checkpoint(tmp_path):
     assert not make(tmp_path / "elsewhere").resume()
 
 
+def test_a_schedule_may_stop_before_its_end(tmp_path):
+    trainer = make(tmp_path, stop_step=7)
+    progress = run(trainer)
+    assert trainer.step == 7
+    assert progress[-1].num_steps == 7
+    assert run(trainer) == []
+
+
 def test_a_checkpoint_of_another_seed_or_model_is_refused(tmp_path):
     run(make(tmp_path, num_steps=1))
     with pytest.raises(CheckpointError, match="seed 0, not 5"):

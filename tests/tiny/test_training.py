@@ -138,6 +138,7 @@ def test_all_stages_run_from_an_empty_folder_and_complain_out_of_order(tmp_path)
     recipe = Recipe(
         vae=short,
         transformer=short,
+        decoder=short,
         shards=(Shard(num_clips=2, num_frames=24, index=0),),
         num_measured_clips=8,
         batch_scale=0.05,
@@ -155,4 +156,9 @@ def test_all_stages_run_from_an_empty_folder_and_complain_out_of_order(tmp_path)
     assert len(list(stages.train_transformer(tmp_path, recipe, max_seconds=60))) == 2
     model = stages.load_averaged(tmp_path)
     assert sum(value.numel() for value in model.parameters()) < 4_100_000
+    before = stages.load_vae(tmp_path).state_dict()
+    assert len(list(stages.train_decoder(tmp_path, recipe, max_seconds=60))) == 2
+    after = stages.load_vae(tmp_path).state_dict()
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
     assert not list(stages.train_vae(tmp_path, replace(recipe), max_seconds=60))  # done already

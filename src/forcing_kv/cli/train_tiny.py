@@ -13,7 +13,7 @@ import click
 @click.option("--resume", is_flag=True, help="Go on with the checkpoints in the working folder.")
 @click.option(
     "--stage",
-    type=click.Choice(["all", "vae", "latents", "transformer", "export"]),
+    type=click.Choice(["all", "vae", "latents", "transformer", "decoder", "export"]),
     default="all",
     show_default=True,
     help="One stage, or all in this order.",
@@ -40,6 +40,8 @@ def command(  # noqa: PLR0917  # click passes by name
         stages.encode_training_set(output, recipe, report=lambda done, total: click.echo(f"latents {done}/{total}"))
     if stage in ("all", "transformer"):
         _show("transformer", stages.train_transformer(output, recipe, max_seconds=max_seconds))
+    if stage in ("all", "decoder"):
+        _show("decoder", stages.train_decoder(output, recipe, max_seconds=max_seconds))
     if stage in ("all", "export"):
         model = export_model(output, output / "model", recipe=recipe)
         click.echo(f"the model lies in {model}")

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from forcing_kv.tiny.world import SHAPES, SIGNED_DISTANCES, TRIANGLE_INRADIUS
+
 _MIN_CONTRAST = 40.0  # largest channel difference from the background that counts as background
 _MIN_AREA = 60  # pixels; the smallest object has 200
 _MAX_AREA = 1200  # the largest has 460
 _MAX_REST = 0.15  # area outside the largest blob, as a share of it
 _BORDER = 2
+_BLURS = (0.0, 1.0, 1.7, 2.4, 3.1)  # sigma in pixels, of the outlines that an object is compared with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +25,14 @@ class Blobs:
         visible: bool [frames], whether there is one compact object.
         centre: float [frames, 2], x and y of its centre of mass in pixels.
         colour: float [frames, 3], median RGB of its inside.
-        fill: float [frames], the share of its bounding box that it covers.
+        shape_errors: float [frames, shapes], how badly each of SHAPES fits its outline.
     """
 
     background: Tensor
     visible: Tensor
     centre: Tensor
     colour: Tensor
-    fill: Tensor
+    shape_errors: Tensor
 
 
 def find_blobs(frames: Tensor) -> Blobs:
@@ -40,10 +43,11 @@ def find_blobs(frames: Tensor) -> Blobs:
     main, main_area, rest_area = _largest(difference.abs().amax(dim=-1) > _MIN_CONTRAST)
     inside = _eroded(main)
     colour = torch.stack([_median_colour(frame, mask) for frame, mask in zip(pixels, inside, strict=True)])
-    # A second cut, half-way between background and object, gives the outline to a fraction of a pixel.
+    # How far each pixel lies between background and object gives the outline to a fraction of a pixel.
     ink = colour - background
     coverage = (difference * ink[:, None, None]).sum(-1) / ink.square().sum(-1).clamp_min(1)[:, None, None]
-    outline = (coverage > 0.5) & _dilated(main)
+    coverage = coverage.clamp(0, 1) * _dilated(main)
+    outline = coverage > 0.5
     area = outline.sum(dim=(1, 2)).float()
     height = outline.any(dim=2).sum(dim=1)
     width = outline.any(dim=1).sum(dim=1)
@@ -55,7 +59,50 @@ def find_blobs(frames: Tensor) -> Blobs:
         & (fill > 0.35)
         & (torch.maximum(height, width) < 2.2 * torch.minimum(height, width))
     )
-    return Blobs(background=background, visible=visible, centre=_centre(outline), colour=colour, fill=fill)
+    centre = _centre(coverage)
+    return Blobs(
+        background=background,
+        visible=visible,
+        centre=centre,
+        colour=colour,
+        shape_errors=_shape_errors(coverage, centre),
+    )
+
+
+def _shape_errors(coverage: Tensor, centre: Tensor) -> Tensor:
+    """Squared difference of a coverage from each shape of the same area about the same centre of mass.
+
+    A shape may be as blurred as it likes: the best of a few blurs counts.
+
+    Args:
+        coverage: [frames, height, width] in 0..1.
+        centre: [frames, 2], x and y.
+
+    Returns:
+        [frames, shapes], as a share of the area.
+    """
+    area = coverage.sum(dim=(1, 2)).clamp_min(1)
+    radius = (area / torch.pi).sqrt()[:, None, None]
+    x = torch.arange(coverage.shape[2]) - centre[:, 0, None, None]
+    y = torch.arange(coverage.shape[1])[:, None] - centre[:, 1, None, None]
+    errors = []
+    for shape, signed_distance in zip(SHAPES, SIGNED_DISTANCES, strict=True):
+        lift = 0.5 * TRIANGLE_INRADIUS * radius if shape == "triangle" else 0.0  # from centre of mass to mid-height
+        template = (0.5 - signed_distance(x, y + lift, radius)).clamp(0, 1)
+        blurred = [_blurred(template, sigma) for sigma in _BLURS]
+        errors.append(torch.stack([(coverage - each).square().sum(dim=(1, 2)) / area for each in blurred]).amin(dim=0))
+    return torch.stack(errors, dim=-1)
+
+
+def _blurred(pictures: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of [frames, height, width]; sigma in pixels, 0 for none."""
+    if sigma == 0:
+        return pictures
+    reach = round(2.5 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    out = F.conv2d(pictures[:, None], kernel, padding=(0, reach))
+    return F.conv2d(out, kernel.transpose(2, 3), padding=(reach, 0))[:, 0]
 
 
 def _border(pixels: Tensor) -> Tensor:
@@ -106,9 +153,9 @@ def _median_colour(frame: Tensor, mask: Tensor) -> Tensor:
     return frame[mask].median(dim=0).values if bool(mask.any()) else torch.zeros(3)
 
 
-def _centre(mask: Tensor) -> Tensor:
-    weight = mask.float()
+def _centre(weight: Tensor) -> Tensor:
+    """Centre of mass, x and y: [frames, height, width] -> [frames, 2]."""
     area = weight.sum(dim=(1, 2)).clamp_min(1)
-    x = (weight.sum(dim=1) * torch.arange(mask.shape[2])).sum(dim=1) / area
-    y = (weight.sum(dim=2) * torch.arange(mask.shape[1])).sum(dim=1) / area
+    x = (weight.sum(dim=1) * torch.arange(weight.shape[2])).sum(dim=1) / area
+    y = (weight.sum(dim=2) * torch.arange(weight.shape[1])).sum(dim=1) / area
     return torch.stack([x, y], dim=-1)

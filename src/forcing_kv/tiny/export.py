@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.text import TextEncoder
 from forcing_kv.tiny.prompts import random_prompts
 from forcing_kv.tiny.recipe import Recipe, load_averaged, load_vae
+from forcing_kv.tiny.teacher_forcing import MIXES
 from forcing_kv.tiny.text import TEXT_LEN
 from forcing_kv.tiny.trainer import condensed
 from forcing_kv.tiny.world import FRAMES_PER_SECOND, HEIGHT, WIDTH
@@ -29,7 +31,7 @@ _CALIBRATION_PROMPTS = 8
 _CALIBRATION_CHUNKS = 12
 
 
-def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = "") -> Path:
+def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = "", notes: Sequence[str] = ()) -> Path:
     """Write the model folder.
 
     Args:
@@ -37,6 +39,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
         target: the model folder to write.
         recipe: what the training was asked for.
         hardware: a few words on the machine, for `training.json`.
+        notes: what else belongs there.
 
     Returns:
         `target`.
@@ -64,7 +67,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
         tokenizer=model.tokenizer,
         head_map=head_map,
     )
-    document = training_document(folder, recipe, hardware=hardware)
+    document = training_document(folder, recipe, hardware=hardware) | {"notes": list(notes)}
     (target / "training.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return target
 
@@ -72,7 +75,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
 def training_document(folder: Path, recipe: Recipe, *, hardware: str) -> dict[str, Any]:
     """How the model was made: seed, data, schedules, loss curves, hardware, time, versions."""
     stages = {}
-    for name, schedule in (("vae", recipe.vae), ("transformer", recipe.transformer)):
+    for name, schedule in (("vae", recipe.vae), ("transformer", recipe.transformer), ("vae_decoder", recipe.decoder)):
         state = torch.load(folder / f"{name}.pt", weights_only=True, map_location="cpu")
         stages[name] = {
             "schedule": vars(schedule),
@@ -84,9 +87,13 @@ def training_document(folder: Path, recipe: Recipe, *, hardware: str) -> dict[st
         "seed": recipe.seed,
         "data": {
             "source": "forcing_kv.tiny.world, drawn; scenes whose hash is 0 modulo 10 are held out",
-            "clips": [{"clips": shard.num_clips, "latent_frames": shard.num_frames} for shard in recipe.shards],
+            "clips_by_latent_frames": {
+                num_frames: sum(shard.num_clips for shard in recipe.shards if shard.num_frames == num_frames)
+                for num_frames in sorted({shard.num_frames for shard in recipe.shards})
+            },
         },
         "stages": stages,
+        "layouts": [{"from_step": step, **vars(mix)} for step, mix in MIXES],
         "hardware": hardware or f"{recipe.device}, {torch.get_num_threads()} threads, {platform.machine()}",
         "versions": versions(),
     }

@@ -3,17 +3,20 @@
     vae          train the VAE, measure its latents' mean and deviation   -> FOLDER/vae
     latents      draw clips, encode them                                  -> FOLDER/latents/*.pt
     transformer  train transformer and text encoder                       -> FOLDER/transformer.pt
+    decoder      train the VAE's decoder further, its encoder unchanged   -> FOLDER/vae
     (export.py writes the model folder from these)
 
 The working folder holds checkpoints and data; nothing in it is needed once the model is exported.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file
 
 from forcing_kv.errors import CheckpointError
 from forcing_kv.tiny.latents import LatentClips, encode_clip_means, encode_clips, load_group, save_group
@@ -24,9 +27,10 @@ from forcing_kv.tiny.transformer import (
     add_transformer_gradients,
     transformer_trainer,
 )
-from forcing_kv.tiny.vae import VAE_SCHEDULE, build_vae, channels_last, random_clips, vae_loss, vae_trainer
+from forcing_kv.tiny.vae import VAE_SCHEDULE, build_vae, random_clips, vae_loss, vae_trainer
+from forcing_kv.tiny.vae_decoder import DECODER_SCHEDULE, add_decoder_gradients, decoder_trainer
 
-STAGES = ("vae", "latents", "transformer")
+STAGES = ("vae", "latents", "transformer", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ class Recipe:
     seed: int = 0
     vae: Schedule = VAE_SCHEDULE
     transformer: Schedule = TRANSFORMER_SCHEDULE
+    decoder: Schedule = DECODER_SCHEDULE
     shards: tuple[Shard, ...] = SHARDS
     num_measured_clips: int = 64
     batch_scale: float = 1.0
@@ -109,9 +114,10 @@ def load_vae(folder: Path) -> AutoencoderKLWan:
     """
     if not (folder / "vae" / "config.json").exists():
         raise CheckpointError(f"{folder} has no trained VAE yet; run the stage 'vae' first")
-    vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(folder / "vae")
-    assert vae.config.z_dim == build_vae().config.z_dim
-    channels_last(vae)
+    config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    vae = build_vae()
+    vae.register_to_config(latents_mean=config["latents_mean"], latents_std=config["latents_std"])
+    vae.load_state_dict(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
     return vae
 
 
@@ -179,6 +185,23 @@ def load_averaged(folder: Path) -> TextAndTransformer:
     return model.eval()
 
 
+def train_decoder(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[Progress]:
+    """Stage four. Writes FOLDER/vae again, with another decoder."""
+    vae = load_vae(folder).requires_grad_(False)
+    trainer = decoder_trainer(vae, folder, seed=recipe.seed, schedule=recipe.decoder)
+    trainer.model.requires_grad_(True)
+    trainer.resume()
+    vae.to(recipe.device)
+    trainer.to(recipe.device)
+    parameters = list(trainer.parameters.values())
+    yield from trainer.run(
+        lambda generator, step: add_decoder_gradients(vae, parameters, generator, device=recipe.device),
+        max_seconds=max_seconds,
+    )
+    trainer.use_average()
+    vae.cpu().save_pretrained(folder / "vae")
+
+
 def recipe_with(*, seed: int = 0, num_steps: int | None = None, device: str = "cpu") -> Recipe:
     """The recipe with another seed, another length of both schedules, or on another device."""
     recipe = Recipe(seed=seed, device=device)
@@ -186,6 +209,7 @@ def recipe_with(*, seed: int = 0, num_steps: int | None = None, device: str = "c
         return recipe
     return replace(
         recipe,
-        vae=replace(recipe.vae, num_steps=num_steps),
-        transformer=replace(recipe.transformer, num_steps=num_steps),
+        vae=replace(recipe.vae, num_steps=num_steps, stop_step=None),
+        transformer=replace(recipe.transformer, num_steps=num_steps, stop_step=None),
+        decoder=replace(recipe.decoder, num_steps=num_steps, stop_step=None),
     )

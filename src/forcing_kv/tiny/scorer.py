@@ -1,7 +1,8 @@
 """Scores a clip against a scene from its pixels alone: no network, only what the world's rules say must be seen.
 
 The background is the median of the picture's border; the object is what differs from it, as connected areas. Colour is
-that of the object's inside, shape the share of its bounding box that it fills, motion the path of its centre.
+that of the object's inside, shape the one of the three outlines of its size that fits it best, motion the path of its
+centre.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ class Score:
 
     Attributes:
         colour, background: right in nine of ten frames (colour: of those that show an object).
-        shape: right in most frames that show an object.
+        shape: the right one fits best over all frames that show an object.
         motion: the right kind of path in three of four five-second windows.
         visible: one compact object in nine of ten frames.
         moving: it moves in nine of ten seconds.
@@ -74,7 +75,7 @@ def score(frames: Tensor, scene: Scene) -> Score:
     return Score(
         colour=_share(colours == list(COLOURS).index(scene.colour)) >= _RIGHT_SHARE,
         background=_share(backgrounds == list(BACKGROUNDS).index(scene.background)) >= _RIGHT_SHARE,
-        shape=_share(_shapes(blobs.fill[seen]) == SHAPES.index(scene.shape)) > 0.5,
+        shape=_nearest_shape(blobs) == scene.shape,
         motion=_motion_share(blobs, scene.motion) >= 0.75,
         visible=visible_share >= _RIGHT_SHARE,
         moving=_share(speeds >= _MIN_PIXELS_PER_SECOND) >= _RIGHT_SHARE,
@@ -147,12 +148,11 @@ def _nearest(colours: Tensor, names: dict[str, Rgb]) -> Tensor:
     return torch.cdist(colours.float(), palette).argmin(dim=-1)
 
 
-def _shapes(fill: Tensor) -> Tensor:
-    """Index into SHAPES by the share of the bounding box that is filled: circle 0.79, square 1, triangle 0.5."""
-    shapes = torch.full(fill.shape, SHAPES.index("circle"))
-    shapes[fill > 0.89] = SHAPES.index("square")
-    shapes[fill < 0.65] = SHAPES.index("triangle")
-    return shapes
+def _nearest_shape(blobs: Blobs) -> str | None:
+    """The shape that fits best over all frames that show the object."""
+    if not bool(blobs.visible.any()):
+        return None
+    return SHAPES[int(blobs.shape_errors[blobs.visible].mean(dim=0).argmin())]
 
 
 def _share(flags: Tensor) -> float:

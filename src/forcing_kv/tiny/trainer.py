@@ -32,6 +32,8 @@ class Schedule:
 
     num_steps: int
     learning_rate: float
+    stop_step: int | None = None
+    """Where training ends, if before the schedule does."""
     warmup_steps: int = 50
     decay_share: float = 0.4
     """The last share of the steps, in which the rate falls along a cosine."""
@@ -49,6 +51,11 @@ class Schedule:
             )
         if not 0 <= self.decay_share <= 1:
             raise ConfigurationError(f"decay_share is {self.decay_share}; it is a share of the steps, 0 to 1")
+
+    @property
+    def last_step(self) -> int:
+        """Steps to be taken."""
+        return self.num_steps if self.stop_step is None else min(self.num_steps, self.stop_step)
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
@@ -101,7 +108,7 @@ class Trainer:
         A checkpoint is written every `save_every_seconds` and at the end.
         """
         started = saved = before = time.monotonic()
-        while self.step < self.schedule.num_steps and before - started < max_seconds:
+        while self.step < self.schedule.last_step and before - started < max_seconds:
             loss = self._take_step(add_gradients)
             now = time.monotonic()
             self.seconds += now - before
@@ -111,7 +118,7 @@ class Trainer:
             if now - saved > save_every_seconds:
                 self.save()
                 saved = time.monotonic()
-            yield Progress(step=self.step, num_steps=self.schedule.num_steps, loss=loss, seconds=self.seconds)
+            yield Progress(step=self.step, num_steps=self.schedule.last_step, loss=loss, seconds=self.seconds)
         self.save()
 
     def _take_step(self, add_gradients: GradientFunction) -> float:

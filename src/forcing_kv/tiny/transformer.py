@@ -35,7 +35,7 @@ TRANSFORMER_CONFIG = TransformerConfig(
     freq_dim=64,
     rope_theta=50.0,
 )
-TRANSFORMER_SCHEDULE = Schedule(num_steps=2900, learning_rate=3e-3, warmup_steps=60, decay_share=0.6, muon=True)
+TRANSFORMER_SCHEDULE = Schedule(num_steps=2450, learning_rate=3e-3, warmup_steps=60, decay_share=0.6, muon=True)
 
 _SAMPLER = FewStepSampler()
 _SAMPLING_SHARE = 0.6

@@ -21,7 +21,7 @@ LATENT_CHANNELS = 12
 LATENT_ROWS = HEIGHT // 8
 LATENT_COLS = WIDTH // 8
 
-VAE_SCHEDULE = Schedule(num_steps=3200, learning_rate=7e-4, decay_share=0.6)
+VAE_SCHEDULE = Schedule(num_steps=3200, stop_step=2856, learning_rate=7e-4, decay_share=0.6)
 
 _KL_WEIGHT = 1e-4
 _LOGVAR_START = -6.0

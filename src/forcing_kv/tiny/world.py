@@ -119,7 +119,7 @@ def draw(
     x = torch.arange(WIDTH) + 0.5 - centres[:, :, None, None, 0]  # [clips, frames, 1, WIDTH]
     y = torch.arange(HEIGHT)[:, None] + 0.5 - centres[:, :, None, None, 1]  # [clips, frames, HEIGHT, 1]
     coverage = torch.empty(len(scenes), num_frames, HEIGHT, WIDTH)
-    for index, signed_distance in enumerate((_circle, _square, _triangle)):
+    for index, signed_distance in enumerate(SIGNED_DISTANCES):
         chosen = shapes == index
         coverage[chosen] = (0.5 - signed_distance(x[chosen], y[chosen], radii[chosen, None, None, None])).clamp(0, 1)
     ink = (colours - backgrounds)[:, None, None, None]
@@ -181,6 +181,13 @@ def _square(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
 
 
 def _triangle(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    inner = radius * 0.777  # inradius of the equilateral triangle with the circle's area, point up
+    inner = radius * TRIANGLE_INRADIUS
     y = y - 0.5 * inner  # the middle of its height, not its centre of mass, is where the centre is
     return torch.maximum(y, 0.8660254 * x.abs() - 0.5 * y) - inner
+
+
+SIGNED_DISTANCES = (_circle, _square, _triangle)
+"""As `SHAPES`: (x, y from the centre, radius) -> distance to the outline, negative inside; all in pixels."""
+
+TRIANGLE_INRADIUS = 0.777
+"""Of the equilateral triangle, point up, with the area of the circle of radius 1."""
