@@ -22,7 +22,7 @@ import click
 def command(  # noqa: PLR0917  # click passes by name
     output: Path, seed: int, minutes: float | None, steps: int | None, resume: bool, stage: str, device: str
 ) -> None:
-    """Train the embedded model 'tiny' from nothing: hours on two CPU cores, minutes on a big GPU.
+    """Train the embedded model 'tiny' from nothing: about two hours on two CPU cores.
 
     Everything is drawn by the program itself. Checkpoints are written every minute; the finished model folder is
     OUTPUT/model, which `--model OUTPUT/model` runs.

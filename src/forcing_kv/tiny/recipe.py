@@ -148,7 +148,10 @@ def load_training_set(folder: Path, recipe: Recipe) -> LatentClips:
     """
     missing = [shard.name for shard in recipe.shards if not (folder / "latents" / shard.name).exists()]
     if missing:
-        raise CheckpointError(f"{folder}/latents lacks {', '.join(missing)}; run the stage 'latents' first")
+        raise CheckpointError(
+            f"{folder}/latents lacks {len(missing)} of {len(recipe.shards)} files, the first is {missing[0]}; "
+            "run the stage 'latents' first"
+        )
     return LatentClips([load_group(folder / "latents" / shard.name) for shard in recipe.shards])
 
 
