@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
 
+    made_with = environment()  # before the run: the tree may change under a long one
     pipeline = VideoPipeline.from_pretrained("tiny", dtype=args.dtype)
     num_frames = args.seconds * pipeline.preset.fps
     runs: dict[str, list[GenerationReport]] = {policy: [] for policy in POLICIES}
@@ -65,7 +66,7 @@ def main() -> None:
         },
         "policies": rows,
         "runs": {policy: [times(run) for run in reports] for policy, reports in runs.items()},
-        "environment": environment(),
+        "environment": made_with,
     }
     for row in rows:
         print(

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
 
+    made_with = environment()  # before the run: the tree may change under a long one
     width, height = parse_resolution(args.resolution)
     config = replace(WAN_1_3B, num_layers=args.layers)
     roles = published_head_map("self-forcing-1.3b").roles[: args.layers]
@@ -69,7 +70,7 @@ def main() -> None:
         },
         "policies": [asdict(row) | {"steady_chunk_ms": row.steady_chunk_ms} for row in rows],
         "forcing_kv_against": compare(rows),
-        "environment": environment(),
+        "environment": made_with,
     }
     print_table(rows)
     if args.json:

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
 
+    made_with = environment()  # before the run: the tree may change under a long one
     pipeline = VideoPipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     results = evaluate(
         pipeline,
@@ -42,7 +43,7 @@ def main() -> None:
     if args.json:
         config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         config.pop("json")
-        document = {"benchmark": "tiny_world", "config": config, "results": results, "environment": environment()}
+        document = {"benchmark": "tiny_world", "config": config, "results": results, "environment": made_with}
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

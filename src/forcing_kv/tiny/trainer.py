@@ -214,6 +214,11 @@ def _optimisers(parameters: dict[str, nn.Parameter], schedule: Schedule) -> list
             )
         )
     if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigurationError(
+                f"training the embedded model needs torch.optim.Muon, which torch {torch.__version__} lacks; "
+                "use 2.9 or newer"
+            )
         optimisers.append(
             torch.optim.Muon(
                 matrices,
