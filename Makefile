@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a large red circle moving sideways slowly at the left on a gray background
+PROMPT ?= a large yellow triangle moving in circles slowly at the center on a black background
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 

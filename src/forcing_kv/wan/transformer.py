@@ -162,7 +162,7 @@ class Block(nn.Module):
         rope: RotaryTable,
         memory: SelfAttentionMemory,
     ) -> Tensor:
-        """X [batch, frames * frame_tokens, dim]; time_modulation [batch, frames, 6, dim]."""
+        """`x` is [batch, frames * frame_tokens, dim]; time_modulation [batch, frames, 6, dim]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             (self.modulation[:, None] + time_modulation).unsqueeze(3).unbind(2)
         )
@@ -171,12 +171,11 @@ class Block(nn.Module):
         return x + _gate(self.ffn(_modulate(self.norm2(x), shift2, scale2)), gate2)
 
 
-class SelfAttention(nn.Module):
-    """Queries, keys and values of the pass; what they attend to is the memory's business."""
+class Attention(nn.Module):
+    """The weights that both kinds of attention have."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.num_heads = config.num_heads
         self.q = nn.Linear(config.dim, config.dim)
         self.k = nn.Linear(config.dim, config.dim)
@@ -185,8 +184,16 @@ class SelfAttention(nn.Module):
         self.norm_q = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
         self.norm_k = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
 
+
+class SelfAttention(Attention):
+    """Queries, keys and values of the pass; what they attend to is the memory's business."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config)
+        self.layer = layer
+
     def forward(self, x: Tensor, rope: RotaryTable, memory: SelfAttentionMemory) -> Tensor:
-        """X [batch, tokens, dim]."""
+        """`x` is [batch, tokens, dim]."""
         q = rope.rotate(split_heads(self.norm_q(self.q(x)), self.num_heads))
         k = rope.rotate(split_heads(self.norm_k(self.k(x)), self.num_heads))
         v = split_heads(self.v(x), self.num_heads)
@@ -208,18 +215,8 @@ class SelfAttention(nn.Module):
         self.o.weight.copy_(self.o.weight[:, rows])
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Attention to the prompt, whose keys and values are computed once."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Of the embedded prompt [batch, text_len, dim]; each [batch, text_len, heads, head_dim]."""
@@ -227,7 +224,7 @@ class CrossAttention(nn.Module):
         return k, split_heads(self.v(context), self.num_heads)
 
     def forward(self, x: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
-        """X [batch, tokens, dim]."""
+        """`x` is [batch, tokens, dim]."""
         q = split_heads(self.norm_q(self.q(x)), self.num_heads)
         out: Tensor = self.o(attend(q, *text_kv).flatten(2))
         return out
@@ -244,7 +241,7 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """X [batch, frames, frame_tokens, dim], time [batch, frames, dim]."""
+        """`x` is [batch, frames, frame_tokens, dim], time [batch, frames, dim]."""
         shift, scale = (self.modulation[:, None] + time[:, :, None]).unsqueeze(3).unbind(2)
         out: Tensor = self.head(self.norm(x) * (1 + scale) + shift)
         return out
