@@ -133,9 +133,10 @@ def test_latent_groups_survive_the_disk_and_joined_groups_are_sampled(tmp_path):
     assert weights.max() <= 5
 
 
-def test_all_stages_run_from_an_empty_folder_and_complain_out_of_order(tmp_path):
+def short_recipe(seed=0):
     short = Schedule(num_steps=2, learning_rate=1e-3)
-    recipe = Recipe(
+    return Recipe(
+        seed=seed,
         vae=short,
         transformer=short,
         decoder=short,
@@ -143,6 +144,24 @@ def test_all_stages_run_from_an_empty_folder_and_complain_out_of_order(tmp_path)
         num_measured_clips=8,
         batch_scale=0.05,
     )
+
+
+def test_the_seed_decides_every_weight(tmp_path):
+    def trained(name, seed):
+        folder, recipe = tmp_path / name, short_recipe(seed)
+        list(stages.train_vae(folder, recipe, max_seconds=60))
+        stages.encode_training_set(folder, recipe)
+        list(stages.train_transformer(folder, recipe, max_seconds=60))
+        list(stages.train_decoder(folder, recipe, max_seconds=60))
+        return {**stages.load_vae(folder).state_dict(), **dict(stages.load_averaged(folder).named_parameters())}
+
+    first, again, other = trained("first", 0), trained("again", 0), trained("other", 1)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert sum(torch.equal(value, other[name]) for name, value in first.items()) < len(first) / 2
+
+
+def test_all_stages_run_from_an_empty_folder_and_complain_out_of_order(tmp_path):
+    recipe = short_recipe()
     with pytest.raises(CheckpointError, match="run the stage 'vae' first"):
         stages.encode_training_set(tmp_path, recipe)
     assert [state.step for state in stages.train_vae(tmp_path, recipe, max_seconds=60)] == [1, 2]
