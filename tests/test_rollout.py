@@ -190,6 +190,7 @@ def test_pixel_frames_are_counted_right(pipeline):
         ({"num_frames": 0}, ConfigurationError, "num_frames=0 must be at least 1"),
         ({"resolution": (50, 32)}, ConfigurationError, "multiples of 16; nearest: 48x32"),
         ({"num_videos": 0}, ConfigurationError, "num_videos=0"),
+        ({"recache_frames": 0}, ConfigurationError, "recache_frames=0 keeps nothing"),
         ({"policy": "forcing-kv:segments_per_frame=5"}, ConfigurationError, "does not divide the 6 tokens"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forcing_kv.cache import StreamCache
-from forcing_kv.errors import PromptError, SnapshotError
+from forcing_kv.errors import ConfigurationError, PromptError, SnapshotError
 from forcing_kv.geometry import start_seconds
 from forcing_kv.policies.base import head_map_of
 from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt
@@ -111,6 +111,10 @@ class VideoStream(Iterator[Chunk]):
         fps: float = DEFAULT_FPS,
         identity: dict[str, Any] | None = None,
     ) -> None:
+        if recache_frames < 1:
+            raise ConfigurationError(
+                f"recache_frames={recache_frames} keeps nothing at a change of prompt; use at least 1"
+            )
         self.cache = cache
         self.num_chunks = num_chunks
         self.fps = fps

@@ -12,7 +12,7 @@ from forcing_kv import (
     Window,
     parse_policy,
 )
-from forcing_kv.policies import POLICIES, describe_settings, split_policies
+from forcing_kv.policies import POLICIES, describe_settings
 
 MAP = HeadMap(model="test", roles=("sd", "ds"))
 
@@ -36,7 +36,10 @@ def test_every_policy_can_be_named_planned_and_spelled(name):
         plan = policy.plan(geometry, grouped=grouped)
         assert [sorted(order) for order in plan.head_order()] == [[0, 1], [0, 1]]
     assert parse_policy(policy.spec(), head_map=MAP) == policy
-    assert "head_map" not in describe_settings(name)
+    settings = describe_settings(name)
+    assert "head_map" not in settings
+    written = name + ":" + ",".join(f"{key}={value}" for key, value in settings.items())
+    assert parse_policy(written, head_map=MAP) == policy
 
 
 @pytest.mark.parametrize(
@@ -72,16 +75,6 @@ def test_bad_spellings_are_named(spec, error, message):
 def test_missing_head_map_says_what_to_do():
     with pytest.raises(ConfigurationError, match="forcing-kv calibrate"):
         parse_policy("forcing-kv")
-
-
-def test_lists_are_split_between_policies_only():
-    specs = "full,window:window_frames=9,sink_frames=1,forcing-kv:sink_frames=2,window"
-    assert split_policies(specs) == [
-        "full",
-        "window:window_frames=9,sink_frames=1",
-        "forcing-kv:sink_frames=2",
-        "window",
-    ]
 
 
 def test_a_window_too_small_says_how_large():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from forcing_kv.generation import (
 from forcing_kv.models import find_model, read_preset
 from forcing_kv.output_files import atomic_write, check_output_file
 from forcing_kv.pipeline import VideoPipeline
+from forcing_kv.policies import POLICIES, describe_settings
 from forcing_kv.prompt_file import read_prompt_file
 from forcing_kv.prompt_schedule import prompt_schedule
 from forcing_kv.resolution import parse_resolution
@@ -31,7 +33,15 @@ from forcing_kv.resolution import parse_resolution
 DEFAULT_SECONDS = 5.0
 
 
-@click.command("generate")
+def _policy_help() -> str:
+    lines = ["\b", "Policies, and their settings as they stand if not given:"]
+    for name in POLICIES:
+        settings = ", ".join(f"{key}={value}" for key, value in describe_settings(name).items()) or "no settings"
+        lines.append(textwrap.fill(f"  {name}: {settings}", width=76, subsequent_indent="    "))
+    return "\n".join(lines)
+
+
+@click.command("generate", epilog=_policy_help())
 @click.argument("prompt", required=False)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="MP4 to write, or a folder for many videos. [out.mp4]"

@@ -7,7 +7,7 @@ does the moving.
 from forcing_kv.policies.base import CachePlan, CachePolicy, HeadGroup, Selection
 from forcing_kv.policies.forcing_kv import ForcingKV
 from forcing_kv.policies.full import Full
-from forcing_kv.policies.registry import POLICIES, describe_settings, parse_policy, split_policies
+from forcing_kv.policies.registry import POLICIES, describe_settings, parse_policy
 from forcing_kv.policies.window import Window
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "Window",
     "describe_settings",
     "parse_policy",
-    "split_policies",
 ]

@@ -104,7 +104,7 @@ class CachePolicy(ABC):
     def spec(self) -> str:
         """The policy as it is written on a command line, settings that differ from their defaults included."""
         changed = [
-            f"{field.name}={_spell(getattr(self, field.name))}"
+            f"{field.name}={spell(getattr(self, field.name))}"
             for field in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
             if field.name != "head_map" and getattr(self, field.name) != field.default
         ]
@@ -129,7 +129,8 @@ def check_at_least(policy: CachePolicy, minimum: int, *names: str) -> None:
             raise ConfigurationError(f"policy {policy.name!r}: {name}={value} must be at least {minimum}")
 
 
-def _spell(value: object) -> str:
+def spell(value: object) -> str:
+    """A setting as it is written on a command line."""
     if isinstance(value, frozenset | tuple):
         return "+".join(str(item) for item in sorted(value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

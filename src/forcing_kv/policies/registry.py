@@ -7,7 +7,7 @@ from typing import Any
 
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.heads import HeadMap
-from forcing_kv.policies.base import CachePolicy
+from forcing_kv.policies.base import CachePolicy, spell
 from forcing_kv.policies.forcing_kv import ForcingKV
 from forcing_kv.policies.full import Full
 from forcing_kv.policies.window import Window
@@ -52,21 +52,10 @@ def parse_policy(spec: str, *, head_map: HeadMap | None = None) -> CachePolicy:
     return policy(**values)
 
 
-def split_policies(specs: str) -> list[str]:
-    """Splits a list of policies at the commas that do not separate settings: `full,window:sink_frames=1,full`."""
-    policies: list[str] = []
-    for part in specs.split(","):
-        if "=" in part.partition(":")[0] and policies:
-            policies[-1] += "," + part
-        else:
-            policies.append(part)
-    return [policy.strip() for policy in policies if policy.strip()]
-
-
 def describe_settings(name: str) -> dict[str, str]:
-    """The settings of a policy and their defaults, as text."""
+    """The settings of a policy and their defaults, as they are written on a command line."""
     return {
-        field.name: str(field.default)
+        field.name: spell(field.default)
         for field in fields(POLICIES[name])  # type: ignore[arg-type]  # every policy is a dataclass
         if field.default is not MISSING
     }
