@@ -6,6 +6,7 @@ code, in float32 (DESIGN, section 9).
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, StreamCache, VideoStream, Window
 from forcing_kv.geometry import start_seconds
+from forcing_kv.models import find_model
 from forcing_kv.prompt_schedule import ScheduledPrompt
 from forcing_kv.sampling import FewStepSampler, FlowSchedule
 from forcing_kv.wan import CausalWanTransformer, TransformerConfig
@@ -68,10 +70,16 @@ DEVICES = [
 
 
 @pytest.fixture(scope="module", params=DEVICES)
-def transformer(request):
-    model = CausalWanTransformer(TransformerConfig(**DOCUMENT["transformer"]))
-    model.load_state_dict(load_file(GOLDENS / "transformer.safetensors"))
-    return model.to(request.param).eval()
+def transformer(request, tmp_path_factory):
+    """The goldens' weights, in the container of a release, through the loading that every model goes through."""
+    path = tmp_path_factory.mktemp("goldens") / "self_forcing_dmd.pt"
+    weights = load_file(GOLDENS / "transformer.safetensors")
+    torch.save(
+        {"generator_ema": {f"model._fsdp_wrapped_module.{name}": tensor for name, tensor in weights.items()}}, path
+    )
+    config = TransformerConfig(**DOCUMENT["transformer"])
+    source = replace(find_model("self-forcing-1.3b", weights=path), config=config)
+    return source.load_transformer(dtype=torch.float32, device=torch.device(request.param))
 
 
 def assert_close(name, actual, expected):

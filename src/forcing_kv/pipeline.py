@@ -15,20 +15,13 @@ from forcing_kv.cache import StreamCache
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.geometry import FrameGeometry, latent_frames
 from forcing_kv.heads import HeadMap
-from forcing_kv.models import (
-    ModelPreset,
-    find_model,
-    load_text_encoder,
-    load_transformer,
-    load_vae,
-    read_head_map,
-    read_preset,
-)
+from forcing_kv.models import ModelPreset, ModelSource, find_model
 from forcing_kv.policies import CachePolicy, parse_policy
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
 from forcing_kv.resolution import PIXELS_PER_TOKEN, check_resolution
 from forcing_kv.rollout import VideoStream
 from forcing_kv.sampling import SeededNoise
+from forcing_kv.text import PromptEncoder
 from forcing_kv.video import StreamingVaeDecoder
 from forcing_kv.wan import CausalWanTransformer
 
@@ -43,7 +36,7 @@ class VideoPipeline:
     Args:
         preset: How it is sampled.
         transformer: On its device and in its dtype.
-        encode_prompt: Texts -> states [batch, text_len, text_dim]; usually a `TextEncoder`.
+        encode_prompt: Texts -> states [batch, text_len, text_dim].
         vae: diffusers' `AutoencoderKLWan`; None gives latents only.
         head_map: Roles of the heads; None restricts the policies to those that need none.
 
@@ -56,7 +49,7 @@ class VideoPipeline:
         *,
         preset: ModelPreset,
         transformer: CausalWanTransformer,
-        encode_prompt: Callable[[Sequence[str]], Tensor],
+        encode_prompt: PromptEncoder,
         vae: Any = None,
         head_map: HeadMap | None = None,
     ) -> None:
@@ -75,35 +68,68 @@ class VideoPipeline:
         cls,
         model: str | Path = "tiny",
         *,
+        weights: str | Path | None = None,
+        lora: str | Path | None = None,
+        components: str | Path | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        text_encoder_device: str | torch.device = "auto",
         head_map: HeadMap | str | Path | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "VideoPipeline":
-        """Loads a model.
+        """Loads a model; what is not on this machine is downloaded from the hub.
 
         Args:
-            model: A name (`forcing-kv models` lists them) or the path of a saved folder.
+            model: A name (`forcing-kv models` lists them), or the path of a saved folder.
+            weights: Weight file or folder in place of the model's own: a fine-tune, or a local copy.
+            lora: LoRA file to merge into the weights; `none` where the model's own is merged into them already.
+            components: Folder with `vae`, `text_encoder` and `tokenizer` in place of the model's own.
             device: `auto` takes a CUDA GPU if there is one, else the CPU.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on a GPU, float32 on a CPU.
+            text_encoder_device: Where prompts are encoded; `auto` is `device` if it has room, else the CPU.
             head_map: A head map or its file, in place of the model's own.
+            on_progress: Told the number of weights loaded, and of all.
 
         Raises:
             UnknownNameError: No such model, device or dtype.
-            CheckpointError: The folder is broken or does not fit together.
+            CheckpointError: Files that cannot be had, are broken, or do not fit.
             HeadMapError: The head map cannot be read or does not fit.
         """
-        folder = find_model(model)
+        return cls.from_source(
+            find_model(model, weights=weights, lora=lora, components=components),
+            device=device,
+            dtype=dtype,
+            text_encoder_device=text_encoder_device,
+            head_map=head_map,
+            on_progress=on_progress,
+        )
+
+    @classmethod
+    def from_source(
+        cls,
+        source: ModelSource,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        text_encoder_device: str | torch.device = "auto",
+        head_map: HeadMap | str | Path | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> "VideoPipeline":
+        """Loads what `find_model` found; the arguments are those of `from_pretrained`."""
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
+        encoder_device = None if text_encoder_device == "auto" else resolve_device(text_encoder_device)
         if isinstance(head_map, str | Path):
             head_map = HeadMap.load(head_map)
-        transformer = load_transformer(folder, dtype=dtype, device=device)
+        source.warn_of_licence()
         return cls(
-            preset=read_preset(folder),
-            transformer=transformer,
-            encode_prompt=load_text_encoder(folder, text_len=transformer.config.text_len, dtype=dtype, device=device),
-            vae=load_vae(folder, dtype=dtype, device=device),
-            head_map=read_head_map(folder) if head_map is None else head_map,
+            preset=source.preset,
+            transformer=source.load_transformer(dtype=dtype, device=device, on_progress=on_progress),
+            encode_prompt=source.components.prompt_encoder(
+                source.config, dtype=dtype, device=device, encoder_device=encoder_device
+            ),
+            vae=source.components.load_vae(dtype=dtype, device=device),
+            head_map=source.head_map if head_map is None else head_map,
         )
 
     @property

@@ -131,7 +131,8 @@ def test_help_of_generate_teaches_every_flag():
     result = CliRunner().invoke(cli, ["generate", "--help"])
     assert result.exit_code == 0
     flags = (
-        "-o --model --policy --seconds --frames --resolution --seed --num-videos --device --dtype --head-map "
+        "-o --model --policy --seconds --frames --resolution --seed --num-videos --weights --lora --components "
+        "--device --dtype --text-encoder-device --head-map "
         "--prompt-file --save-latents --contact-sheet --json --resume --overwrite"
     )
     for flag in flags.split():
@@ -148,6 +149,6 @@ def test_defects_show_their_traceback(monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("forcing_kv.cli.generate.read_preset", broken)
+    monkeypatch.setattr("forcing_kv.cli.generate.find_model", broken)
     result = CliRunner().invoke(cli, ["generate", "a circle"])
     assert isinstance(result.exception, ZeroDivisionError)

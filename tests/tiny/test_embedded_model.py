@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from forcing_kv.models import find_model, read_head_map
+from forcing_kv.models import read_head_map
+from forcing_kv.models.zoo import EMBEDDED_MODELS
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.tiny.prompts import parse
 from forcing_kv.tiny.scorer import score
 
-FOLDER = find_model("tiny")
+FOLDER = EMBEDDED_MODELS["tiny"]
 
 
 def test_it_is_small_and_tells_nothing_of_the_machine_it_was_trained_on():

@@ -7,8 +7,9 @@ as one line on stderr with exit code 2; anything else is a defect and shows its 
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -19,6 +20,7 @@ PROGRAM = "forcing-kv"
 COMMANDS = {
     "generate": "Make a video from a prompt.",
     "models": "What can be run: weights, licence, memory.",
+    "convert": "A released checkpoint or a fine-tune -> a model folder.",
     "prompts": "Valid prompts for the embedded model.",
     "train-tiny": "Train the embedded model from nothing.",
 }
@@ -78,6 +80,19 @@ def _fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
+def _show_warning(  # noqa: PLR0917  # called by Python with these
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line, as errors are; a warning of a library names its kind."""
+    kind = "note" if issubclass(category, UserWarning) else category.__name__
+    click.echo(f"{PROGRAM}: {kind}: {' '.join(str(message).split())}", err=True)
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_version(), prog_name=PROGRAM)
 def cli() -> None:
@@ -97,4 +112,5 @@ def main() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = _show_warning
     cli.main()

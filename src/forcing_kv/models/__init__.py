@@ -1,29 +1,32 @@
-"""The model zoo: presets as data, and the reading and writing of saved models."""
+"""The model zoo: presets as data, and the reading and writing of weights in every container they come in."""
 
+from forcing_kv.models.components import Components
 from forcing_kv.models.folder import (
-    check_weights,
-    load_text_encoder,
-    load_transformer,
-    load_vae,
+    is_model_folder,
     read_head_map,
     read_preset,
     read_transformer_config,
     save_model,
+    save_transformer,
 )
 from forcing_kv.models.preset import ModelPreset
-from forcing_kv.models.zoo import find_model, list_models, published_head_map
+from forcing_kv.models.released import RELEASED_MODELS, ReleasedModel
+from forcing_kv.models.zoo import LicenceWarning, ModelSource, find_model, list_models, published_head_map
 
 __all__ = [
+    "RELEASED_MODELS",
+    "Components",
+    "LicenceWarning",
     "ModelPreset",
-    "check_weights",
+    "ModelSource",
+    "ReleasedModel",
     "find_model",
+    "is_model_folder",
     "list_models",
-    "load_text_encoder",
-    "load_transformer",
-    "load_vae",
     "published_head_map",
     "read_head_map",
     "read_preset",
     "read_transformer_config",
     "save_model",
+    "save_transformer",
 ]

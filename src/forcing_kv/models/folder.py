@@ -6,27 +6,34 @@ transformer/diffusion_pytorch_model.safetensors   weights, under the released na
 vae/                                          diffusers `AutoencoderKLWan`
 text_encoder/  tokenizer/                     transformers `UMT5EncoderModel` and its tokenizer
 head_map.json                                 roles of the heads (may be missing)
+
+Large weights lie in shards, with an index beside them. The last three folders may be missing where the preset names a
+repository that has them.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from forcing_kv.errors import CheckpointError, ConfigurationError
 from forcing_kv.heads import HeadMap
+from forcing_kv.models.checkpoint import Checkpoint, lazy, num_bytes
 from forcing_kv.models.preset import ModelPreset
-from forcing_kv.text import TextEncoder
 from forcing_kv.wan import CausalWanTransformer, TransformerConfig
 
 TRANSFORMER_WEIGHTS = "diffusion_pytorch_model.safetensors"
-MAX_LISTED = 20
+MAX_SHARD_BYTES = 5_000_000_000
+_METADATA = {"format": "pt"}
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder was written by `save_model`, or claims to be."""
+    return (folder / "model_index.json").is_file()
 
 
 def read_preset(folder: Path) -> ModelPreset:
@@ -51,67 +58,6 @@ def read_transformer_config(folder: Path) -> TransformerConfig:
         raise CheckpointError(f"{path} does not describe a transformer: {error}") from error
 
 
-def load_transformer(folder: Path, *, dtype: torch.dtype, device: torch.device) -> CausalWanTransformer:
-    """Builds the transformer and fills it, name for name and shape for shape.
-
-    Raises:
-        CheckpointError: Files that are missing or broken, weights that are missing, unexpected or mis-shaped.
-    """
-    config = read_transformer_config(folder)
-    path = folder / "transformer" / TRANSFORMER_WEIGHTS
-    try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            weights = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    with torch.device("meta"):
-        transformer = CausalWanTransformer(config)
-    check_weights(weights, transformer.state_dict(), source=str(path))
-    transformer.load_state_dict(weights, strict=True, assign=True)
-    return transformer.requires_grad_(False).eval()
-
-
-def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
-    """Raises one `CheckpointError` that lists all missing, unexpected and mis-shaped weights (the first 20 of them)."""
-    problems = [f"missing {name}" for name in expected.keys() - weights.keys()]
-    problems += [f"unexpected {name}" for name in weights.keys() - expected.keys()]
-    problems += [
-        f"{name} is {list(weights[name].shape)}, should be {list(expected[name].shape)}"
-        for name in weights.keys() & expected.keys()
-        if weights[name].shape != expected[name].shape
-    ]
-    if problems:
-        listed = "; ".join(sorted(problems)[:MAX_LISTED])
-        more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        raise CheckpointError(f"{source} does not fit the transformer: {listed}{more}")
-
-
-def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads diffusers' `AutoencoderKLWan`."""
-    from diffusers import AutoencoderKLWan
-
-    try:
-        vae: Any = AutoencoderKLWan.from_pretrained(
-            str(folder / "vae"), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load the VAE from {folder / 'vae'}: {error}") from error
-    vae.to(device).requires_grad_(False)
-    return vae.eval()
-
-
-def load_text_encoder(folder: Path, *, text_len: int, dtype: torch.dtype, device: torch.device) -> TextEncoder:
-    """Loads transformers' `UMT5EncoderModel` and its tokenizer."""
-    from transformers import AutoTokenizer, UMT5EncoderModel
-
-    try:
-        model: Any = UMT5EncoderModel.from_pretrained(str(folder / "text_encoder"), dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load the text encoder from {folder}: {error}") from error
-    return TextEncoder(model.to(device).requires_grad_(False).eval(), tokenizer, text_len=text_len, device=device)
-
-
 def save_model(
     folder: str | Path,
     *,
@@ -124,20 +70,82 @@ def save_model(
 ) -> None:
     """Writes a whole model; every part in the dtype it has."""
     folder = Path(folder)
-    (folder / "transformer").mkdir(parents=True, exist_ok=True)
     natural = tuple(tuple(range(transformer.config.num_heads)) for _ in range(transformer.config.num_layers))
     if transformer.head_order != natural:
         raise ValueError("save a transformer with its heads as numbered: call set_head_order first")
-    (folder / "model_index.json").write_text(json.dumps(preset.to_json(), indent=1) + "\n", encoding="utf-8")
-    config = json.dumps(asdict(transformer.config), indent=1)
-    (folder / "transformer" / "config.json").write_text(config + "\n", encoding="utf-8")
-    weights = {name: tensor.contiguous() for name, tensor in transformer.state_dict().items()}
-    save_file(weights, str(folder / "transformer" / TRANSFORMER_WEIGHTS), metadata={"format": "pt"})
+    weights = {name: lazy(tensor) for name, tensor in transformer.state_dict().items()}
+    save_transformer(folder, preset=preset, config=transformer.config, weights=weights, head_map=head_map)
     vae.save_pretrained(str(folder / "vae"))
     text_encoder.save_pretrained(str(folder / "text_encoder"))
     tokenizer.save_pretrained(str(folder / "tokenizer"))
+
+
+def save_transformer(
+    folder: Path,
+    *,
+    preset: ModelPreset,
+    config: TransformerConfig,
+    weights: Checkpoint,
+    head_map: HeadMap | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Writes a model without text encoder and VAE.
+
+    Args:
+        folder: Made if missing.
+        preset: How it is sampled.
+        config: Its sizes.
+        weights: By released name; read shard by shard.
+        head_map: Roles of its heads.
+        max_shard_bytes: Largest file; more weights than that lie in shards with an index.
+        on_progress: Told the number of shards written, and of all.
+    """
+    target = folder / "transformer"
+    target.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "model_index.json", preset.to_json())
+    _write_json(target / "config.json", asdict(config))
     if head_map is not None:
         head_map.save(folder / "head_map.json")
+    shards = _shards(weights, max_shard_bytes)
+    names = [_shard_name(number, len(shards)) for number in range(1, len(shards) + 1)]
+    for number, (file_name, shard) in enumerate(zip(names, shards, strict=True), start=1):
+        save_file({name: _dense(weights[name].read()) for name in shard}, str(target / file_name), metadata=_METADATA)
+        on_progress(number, len(shards))
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        size = {"total_size": sum(num_bytes(tensor) for tensor in weights.values())}
+        _write_json(target / f"{TRANSFORMER_WEIGHTS}.index.json", {"metadata": size, "weight_map": weight_map})
+
+
+def _shards(weights: Checkpoint, max_bytes: int) -> list[list[str]]:
+    """Names of the weights of each file, in their order."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in weights.items():
+        if shards[-1] and filled + num_bytes(tensor) > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += num_bytes(tensor)
+    return shards
+
+
+def _shard_name(number: int, num_shards: int) -> str:
+    if num_shards == 1:
+        return TRANSFORMER_WEIGHTS
+    stem, _, suffix = TRANSFORMER_WEIGHTS.rpartition(".")
+    return f"{stem}-{number:05d}-of-{num_shards:05d}.{suffix}"
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A tensor that is alone in its memory, as safetensors wants it."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class ModelPreset:
         default_resolution: Width and height in pixels.
         fps: Pixel frames per second the model was trained at.
         recache_frames: Newest frames encoded again when the prompt changes.
+        components: Repository on the hub with text encoder, tokenizer and VAE, for a folder that does not hold them.
     """
 
     name: str
@@ -39,10 +40,16 @@ class ModelPreset:
     default_resolution: tuple[int, int] = (832, 480)
     fps: int = 16
     recache_frames: int = 12
+    components: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
         object.__setattr__(self, "default_resolution", tuple(self.default_resolution))
+
+    @property
+    def is_non_commercial(self) -> bool:
+        """Whether the licence of the weights forbids commercial use."""
+        return "-NC" in self.licence.upper()
 
     @property
     def sampler(self) -> FewStepSampler:

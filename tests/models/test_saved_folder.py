@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from forcing_kv import CheckpointError, HeadMap, HeadMapError, PromptError, UnknownNameError, VideoPipeline
-from forcing_kv.models import load_transformer, read_preset
+from forcing_kv.models import find_model, read_preset
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -22,6 +22,13 @@ def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def drop_weight(folder):
+    (path,) = folder.glob("*.safetensors")
+    weights = load_file(path)
+    del weights[max(weights)]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def edit_weights(folder, change):
     path = folder / "transformer" / WEIGHTS
     weights = load_file(path)
@@ -31,7 +38,7 @@ def edit_weights(folder, change):
 
 def test_what_is_saved_is_loaded(folder):
     weights = load_file(folder / "transformer" / WEIGHTS)
-    transformer = load_transformer(folder, dtype=torch.float32, device=torch.device("cpu"))
+    transformer = find_model(folder).load_transformer(dtype=torch.float32, device=torch.device("cpu"))
     assert weights.keys() == transformer.state_dict().keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in transformer.state_dict().items())
     pipeline = VideoPipeline.from_pretrained(folder, dtype="bfloat16")
@@ -80,19 +87,34 @@ def test_long_lists_are_cut(folder):
             CheckpointError,
             "cannot read",
         ),
-        (lambda f: shutil.rmtree(f / "vae"), CheckpointError, "cannot load the VAE"),
-        (lambda f: shutil.rmtree(f / "text_encoder"), CheckpointError, "cannot load the text encoder"),
+        (lambda f: shutil.rmtree(f / "vae"), CheckpointError, "vae does not exist"),
+        (lambda f: (f / "vae" / "config.json").unlink(), CheckpointError, "cannot load the VAE"),
+        (lambda f: shutil.rmtree(f / "text_encoder"), CheckpointError, "text_encoder does not exist"),
+        (lambda f: (f / "text_encoder" / "config.json").unlink(), CheckpointError, "cannot load the text encoder"),
+        (lambda f: drop_weight(f / "vae"), CheckpointError, "cannot load the VAE .*its weights do not fit: missing "),
+        (
+            lambda f: drop_weight(f / "text_encoder"),
+            CheckpointError,
+            "cannot load the text encoder .*its weights do not fit: missing ",
+        ),
+        (
+            lambda f: edit_json(f / "transformer" / "config.json", text_dim=32),
+            CheckpointError,
+            r"text_embedding.0.weight is \[48, 64\], should be \[48, 32\]",
+        ),
         (lambda f: edit_json(f / "head_map.json", version=9), HeadMapError, "version 9"),
     ],
 )
 def test_broken_folders_are_named(folder, spoil, error, message):
     spoil(folder)
     with pytest.raises(error, match=message):
-        VideoPipeline.from_pretrained(folder)
+        next(
+            VideoPipeline.from_pretrained(folder).stream("a red circle")
+        )  # the text encoder is loaded by the first prompt
 
 
 def test_unknown_names_list_the_choices(folder):
-    with pytest.raises(UnknownNameError, match="unknown model 'huge'; choose one of: tiny"):
+    with pytest.raises(UnknownNameError, match=r"unknown model 'huge'; choose one of: tiny, self-forcing-1.3b, "):
         VideoPipeline.from_pretrained("huge")
     with pytest.raises(UnknownNameError, match="unknown dtype 'int3'"):
         VideoPipeline.from_pretrained(folder, dtype="int3")

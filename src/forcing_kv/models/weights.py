@@ -1,0 +1,131 @@
+"""The transformer's weights: whatever file they come from, checked name for name and shape for shape, then streamed in.
+
+One tensor at a time goes from the file to its place, in the wanted dtype and on the wanted device, so loading takes no
+more host memory than the model itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from forcing_kv.errors import CheckpointError
+from forcing_kv.models.checkpoint import Checkpoint, read_checkpoint
+from forcing_kv.models.location import Location
+from forcing_kv.models.lora import adapter_alpha, listed, split_lora
+from forcing_kv.wan import CausalWanTransformer, TransformerConfig
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes that may be converted to the wanted one; float8 and integers would need scales that are not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSource:
+    """An adapter to merge.
+
+    Attributes:
+        location: Its file, or a folder with one.
+        alpha: Numerator of the scale; None takes `adapter_config.json`, else 1 x.
+        is_complete: Whether every Linear layer of the blocks must have a correction.
+    """
+
+    location: Location
+    alpha: float | None = None
+    is_complete: bool = False
+
+
+def shapes_of(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight of a transformer of this size, by released name."""
+    with torch.device("meta"):
+        transformer = CausalWanTransformer(config)
+    return {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
+
+
+def block_linears(config: TransformerConfig) -> list[str]:
+    """The weights of all Linear layers of the blocks."""
+    with torch.device("meta"):
+        blocks = CausalWanTransformer(config).blocks
+    return [f"blocks.{name}.weight" for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """Opens a weight file; an adapter that is packed into it (a PEFT state dict) is merged.
+
+    Returns:
+        Tensors by released name, not checked yet.
+
+    Raises:
+        CheckpointError: A file that cannot be read, or that holds an adapter only.
+    """
+    tensors, packed = split_lora(read_checkpoint(path), source=str(path), alpha=adapter_alpha(path))
+    if packed is None:
+        return tensors
+    if not tensors:
+        raise CheckpointError(f"{path} holds a LoRA only: give the base with --weights and this file with --lora")
+    return packed.merged(tensors)
+
+
+def merge_lora(tensors: Checkpoint, lora: LoraSource, config: TransformerConfig) -> Checkpoint:
+    """Merges an adapter file.
+
+    Args:
+        tensors: Weights of the transformer, by released name.
+        lora: The adapter.
+        config: Of the transformer.
+
+    Raises:
+        CheckpointError: The file cannot be had or read, is no adapter, or does not fit.
+    """
+    path = lora.location.fetch()
+    alpha = adapter_alpha(path) if lora.alpha is None else lora.alpha
+    others, adapter = split_lora(read_checkpoint(path), source=str(path), alpha=alpha)
+    if adapter is None:
+        raise CheckpointError(f"{path} holds no LoRA (no lora_A, lora_B): is it the file for --weights?")
+    if others:
+        raise CheckpointError(f"{path} holds more than a LoRA: {listed(list(others))}")
+    return adapter.merged(tensors, targets=block_linears(config) if lora.is_complete else ())
+
+
+def find_problems(tensors: Checkpoint, config: TransformerConfig) -> list[str]:
+    """All that keeps `tensors` from being the weights of a transformer of this size; empty if they are."""
+    shapes = shapes_of(config)
+    problems = [f"missing {name}" for name in shapes.keys() - tensors.keys()]
+    problems += [f"unexpected {name}" for name in tensors.keys() - shapes.keys()]
+    for name in tensors.keys() & shapes.keys():
+        tensor = tensors[name]
+        if tensor.shape != shapes[name]:
+            problems.append(f"{name} is {list(tensor.shape)}, should be {list(shapes[name])}")
+        elif tensor.dtype not in FLOATS:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            problems.append(f"{name} is {dtype}, should be a float of 16 bits or more")
+    return problems
+
+
+def build_transformer(
+    tensors: Checkpoint,
+    config: TransformerConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CausalWanTransformer:
+    """Fills a transformer.
+
+    Args:
+        tensors: By released name; `find_problems` finds none in them.
+        config: Its sizes.
+        dtype: Wanted; other floats are converted.
+        device: Where each tensor goes directly.
+        on_progress: Told the number of weights done, and of all.
+    """
+    with torch.device("meta"):
+        transformer = CausalWanTransformer(config)
+    weights = {}
+    for number, name in enumerate(transformer.state_dict(), start=1):
+        # Copied even where nothing changes: a weight must not stay mapped from a file that may go away.
+        weights[name] = tensors[name].read().to(device=device, dtype=dtype, copy=True)
+        on_progress(number, len(tensors))
+    transformer.load_state_dict(weights, strict=True, assign=True)
+    return transformer.requires_grad_(False).eval()
