@@ -54,7 +54,11 @@ def _policy_help() -> str:
 )
 @click.option("--seconds", type=float, help=f"Length of the video, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
-@click.option("--resolution", metavar="WxH|480p|720p|1080p", help="Size in pixels. [the model's own]")
+@click.option(
+    "--resolution",
+    metavar="WxH|480p|720p|1080p",
+    help="Size in pixels; a name with -portrait, as 480p-portrait, stands upright. [the model's own]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same video.")
 @click.option("--num-videos", type=int, default=1, show_default=True, help="Videos per prompt, with seeds counting up.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")
@@ -72,6 +76,7 @@ def _policy_help() -> str:
 )
 @click.option("--resume", is_flag=True, help="Go on with a video whose run was killed.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--skip-memory-check", is_flag=True, help="Start even if the device seems too small.")
 def command(
     *,
     prompt: str | None,
@@ -92,6 +97,7 @@ def command(
     json_path: Path | None,
     resume: bool,
     overwrite: bool,
+    skip_memory_check: bool,
 ) -> None:
     """Make a video from PROMPT, or many from --prompt-file or with --num-videos (then -o is a folder).
 
@@ -132,7 +138,8 @@ def command(
     for folder in folders:
         folder.mkdir(exist_ok=True)
 
-    reports = _generate_all(pipeline, requests, resume=resume, overwrite=overwrite)
+    options = {"resume": resume, "overwrite": overwrite, "check_memory": not skip_memory_check}
+    reports = _generate_all(pipeline, requests, **options)
     made = [request for request in requests if request.path in reports]
     if contact_sheet is not None:
         rows = [(request.path, _sheet_label(request, reports[request.path])) for request in made]
@@ -146,7 +153,7 @@ def command(
 
 
 def _generate_all(
-    pipeline: VideoPipeline, requests: list[VideoRequest], *, resume: bool, overwrite: bool
+    pipeline: VideoPipeline, requests: list[VideoRequest], *, resume: bool, overwrite: bool, check_memory: bool
 ) -> dict[Path, GenerationReport | None]:
     """One video after the other, up to the first that is interrupted; None for those an earlier run has finished."""
     reports: dict[Path, GenerationReport | None] = {}
@@ -164,7 +171,14 @@ def _generate_all(
                 bar.n = progress.chunks_done
                 bar.set_postfix_str(f"{progress.fps:.1f} FPS" if progress.fps else "")
 
-            report = generate_video(pipeline, request, resume=resume, overwrite=overwrite, on_progress=show)
+            report = generate_video(
+                pipeline,
+                request,
+                resume=resume,
+                overwrite=overwrite,
+                check_memory=check_memory,
+                on_progress=show,
+            )
         reports[request.path] = report
         click.echo(_summary(report))
         if report.interrupted:
