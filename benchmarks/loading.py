@@ -137,10 +137,8 @@ def write_release(path: Path) -> None:
 def write_lora(path: Path) -> None:
     """LongLive's container: a LoRA of rank 256 on every Linear layer of the blocks."""
     generator = torch.Generator().manual_seed(SEED + 1)
-    shapes = shapes_of(WAN_1_3B)
     lora = {}
-    for name in block_linears(WAN_1_3B):
-        rows, columns = shapes[name]
+    for name, (rows, columns) in block_linears(WAN_1_3B).items():
         layer = f"base_model.model.{name.removesuffix('.weight')}"
         lora[f"{layer}.lora_A.weight"] = random((LORA_RANK, columns), generator)
         lora[f"{layer}.lora_B.weight"] = random((rows, LORA_RANK), generator)

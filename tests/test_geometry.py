@@ -43,7 +43,16 @@ def test_counts_must_be_positive():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("480p", (832, 480)), ("1080p", (1920, 1088)), ("96x64", (96, 64)), (" 640X352", (640, 352))]
+    ("text", "size"),
+    [
+        ("480p", (832, 480)),
+        ("1080p", (1920, 1088)),
+        ("480p-portrait", (480, 832)),
+        ("720p-portrait", (720, 1280)),
+        ("1080p-portrait", (1088, 1920)),
+        ("96x64", (96, 64)),
+        (" 640X352", (640, 352)),
+    ],
 )
 def test_resolutions(text, size):
     assert parse_resolution(text) == size

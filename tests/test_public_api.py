@@ -18,6 +18,8 @@ def test_public_names():
         "Full",
         "HeadMap",
         "HeadMapError",
+        "MemoryLimitError",
+        "MemoryNeed",
         "OutputError",
         "PromptError",
         "ScheduledPrompt",

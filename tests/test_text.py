@@ -8,7 +8,7 @@ import torch
 
 from forcing_kv.models import find_model
 from forcing_kv.prompt_cache import PromptCache, cache_folder
-from forcing_kv.text import LazyTextEncoder, clean_prompt
+from forcing_kv.text import LazyTextEncoder, clean_prompt, encode_within
 
 CPU = torch.device("cpu")
 
@@ -29,11 +29,16 @@ class Load:
 
     def __call__(self):
         self.num_loads += 1
-        return self.encode
+        return self.Encoder(self)
 
-    def encode(self, texts):
-        self.texts += texts
-        return self.encoder(texts)
+    class Encoder:
+        def __init__(self, load):
+            self.load = load
+            self.model = load.encoder.model
+
+        def __call__(self, texts):
+            self.load.texts += texts
+            return self.load.encoder(texts)
 
 
 @pytest.fixture
@@ -81,12 +86,28 @@ def test_the_encoder_is_loaded_when_it_is_needed(load, encoder):
     assert load.texts == ["a red circle", "a blue square"]
     assert torch.equal(states, encoder(["a red circle", "a blue square", "a red circle"]))
     lazy(["a blue square"])
+    assert lazy.bytes_on(CPU) == sum(tensor.nbytes for tensor in encoder.model.parameters()) > 0
+    assert lazy.bytes_on(torch.device("meta")) == 0
     lazy.release()
-    assert not lazy.is_loaded
+    assert lazy.bytes_on(CPU) == 0
     assert torch.equal(lazy(["a red circle"])[0], states[0])
     assert load.num_loads == 1
     lazy(["a green triangle"])
     assert load.num_loads == 2
+
+
+def test_the_encoder_is_freed_where_memory_is_short(load):
+    lazy = LazyTextEncoder(load, device=CPU)
+    encode_within(lazy.bytes_on(CPU) + 1e12, lazy, ["a red circle"], device=CPU, coming=["a blue square"])
+    size = lazy.bytes_on(CPU)
+    assert size > 0
+    assert load.texts == ["a red circle"]
+    encode_within(size, lazy, ["a red circle"], device=CPU)
+    assert lazy.bytes_on(CPU) == size
+    encode_within(size - 1, lazy, ["a red circle"], device=CPU, coming=["a red circle", "a blue square"])
+    assert lazy.bytes_on(CPU) == 0
+    lazy(["a blue square"])  # encoded while the encoder was there
+    assert load.num_loads == 1
 
 
 def test_states_do_not_depend_on_the_batch(load):

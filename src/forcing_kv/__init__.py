@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from forcing_kv.errors import ConfigurationError as ConfigurationError
     from forcing_kv.errors import ForcingKVError as ForcingKVError
     from forcing_kv.errors import HeadMapError as HeadMapError
+    from forcing_kv.errors import MemoryLimitError as MemoryLimitError
     from forcing_kv.errors import OutputError as OutputError
     from forcing_kv.errors import PromptError as PromptError
     from forcing_kv.errors import SnapshotError as SnapshotError
     from forcing_kv.errors import UnknownNameError as UnknownNameError
     from forcing_kv.geometry import FrameGeometry as FrameGeometry
     from forcing_kv.heads import HeadMap as HeadMap
+    from forcing_kv.memory import MemoryNeed as MemoryNeed
     from forcing_kv.pipeline import VideoPipeline as VideoPipeline
     from forcing_kv.policies import CachePolicy as CachePolicy
     from forcing_kv.policies import ForcingKV as ForcingKV
@@ -43,6 +45,8 @@ _HOME = {
     "Full": "policies",
     "HeadMap": "heads",
     "HeadMapError": "errors",
+    "MemoryLimitError": "errors",
+    "MemoryNeed": "memory",
     "OutputError": "errors",
     "PromptError": "errors",
     "ScheduledPrompt": "prompt_schedule",

@@ -6,6 +6,7 @@
     ├── HeadMapError         a head-map file that is broken or does not fit the model
     ├── CheckpointError      weights that are missing, unexpected, mis-shaped or unreadable
     ├── PromptError          an empty prompt, a prompt outside a grammar, a bad line in a prompt file
+    ├── MemoryLimitError     a run that the device cannot hold; the message says what would make it fit
     ├── OutputError          a file or folder that exists, is missing, or cannot be written
     └── SnapshotError        a snapshot that does not belong to this stream
 
@@ -41,6 +42,10 @@ class CheckpointError(ForcingKVError):
 
 class PromptError(ForcingKVError):
     """A prompt, or a line of a prompt file, that cannot be used."""
+
+
+class MemoryLimitError(ForcingKVError):
+    """A run that needs more memory than the device has."""
 
 
 class OutputError(ForcingKVError):

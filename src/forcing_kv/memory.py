@@ -1,11 +1,373 @@
-"""What a device has room for."""
+"""What a run will need, known before it starts, and the refusal of one that the device cannot hold.
 
-import psutil
+A `PlannedStream` is everything that decides the memory of a stream; its `MemoryNeed` is computed from sizes alone, so
+no weights have to be there. `check_memory` compares the need with what the device has and, where it is too much,
+computes what the flags a user has at hand would save, and names those that make it fit.
+"""
+
+import bisect
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from operator import methodcaller
+from typing import Any
+
 import torch
 
+from forcing_kv import free_memory
+from forcing_kv.cache import cache_bytes, is_unbounded
+from forcing_kv.errors import ConfigurationError, MemoryLimitError
+from forcing_kv.geometry import FrameGeometry, pixel_frames
+from forcing_kv.heads import HeadMap
+from forcing_kv.models import ModelPreset
+from forcing_kv.policies import POLICIES, CachePolicy, Full, Window, parse_policy
+from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
+from forcing_kv.resolution import NAMED_RESOLUTIONS, PIXELS_PER_TOKEN
+from forcing_kv.video import WAN_VAE, VaeSize
+from forcing_kv.wan import TransformerConfig, pass_bytes, text_memory_bytes
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that a program can still take on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+HEADROOM = 0.1
+"""Part of cache, passes and decoding that is added for what no sum of tensors shows: gaps, and what kernels borrow."""
+
+UMT5_XXL_PARAMETERS = 5_680_910_336
+"""Weights of the text encoder of all Wan2.1 models: 256,384 tokens of 4,096 values; 24 layers of four 4,096 x 4,096
+(64 heads of 64), three 4,096 x 10,240, two norms, and a bias for 32 relative positions per head; one last norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeed:
+    """Bytes a run takes on its device, part by part.
+
+    Attributes:
+        weights_bytes: The transformer.
+        text_encoder_bytes: The text encoder; 0 where it lies elsewhere.
+        vae_weights_bytes: The VAE itself.
+        cache_bytes: Keys and values of the history, at their most.
+        passes_bytes: Activations of the largest transformer pass, and the keys and values of the prompt.
+        decode_bytes: The VAE's feature cache and activations.
+        snapshot_bytes: What a copy of the stream's state takes beyond the memory that is free between chunks; 0 on a
+            GPU, as the copy goes to the host.
+    """
+
+    weights_bytes: int = 0
+    text_encoder_bytes: int = 0
+    vae_weights_bytes: int = 0
+    cache_bytes: int = 0
+    passes_bytes: int = 0
+    decode_bytes: int = 0
+    snapshot_bytes: int = 0
+
+    @property
+    def vae_bytes(self) -> int:
+        """The VAE with all it works in."""
+        return self.vae_weights_bytes + self.decode_bytes
+
+    @property
+    def model_bytes(self) -> int:
+        """Everything that is loaded, once for all streams."""
+        return self.weights_bytes + self.text_encoder_bytes + self.vae_weights_bytes
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What is added for gaps between tensors and for the work space of kernels."""
+        return round(HEADROOM * (self.cache_bytes + self.passes_bytes + self.decode_bytes))
+
+    @property
+    def total_bytes(self) -> int:
+        """What the device must have."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Every part by its name in messages and tables; they add up to `total_bytes`."""
+        return {
+            "weights": self.weights_bytes,
+            "text encoder": self.text_encoder_bytes,
+            "VAE": self.vae_bytes,
+            "cache": self.cache_bytes,
+            "passes": self.passes_bytes,
+            "snapshot": self.snapshot_bytes,
+            "headroom": self.headroom_bytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStream:
+    """A stream that need not exist yet.
+
+    Attributes:
+        config: Sizes of the transformer.
+        geometry: Shape of a frame and a chunk.
+        policy: What the cache keeps.
+        dtype: Of weights, cache and passes.
+        device: Where it is to run.
+        batch_size: Videos made together.
+        num_chunks: Length; None for endless, where a cache without bound is taken at 21 frames.
+        recache_frames: Latent frames of the pass after a change of prompt; 0 where the prompt stays.
+        vae: Of the decoder; None for latents only.
+        text_encoder_bytes: The text encoder, if it lies on the same device.
+        fps: Pixel frames per second of video.
+        other_policies: What a refusal may propose.
+    """
+
+    config: TransformerConfig
+    geometry: FrameGeometry
+    policy: CachePolicy
+    dtype: torch.dtype = torch.bfloat16
+    device: torch.device = field(default_factory=lambda: torch.device("cuda"))
+    batch_size: int = 1
+    num_chunks: int | None = None
+    recache_frames: int = 0
+    vae: VaeSize | None = WAN_VAE
+    text_encoder_bytes: int = 0
+    fps: float = 16
+    other_policies: tuple[CachePolicy, ...] = ()
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.geometry.frame_cols * PIXELS_PER_TOKEN, self.geometry.frame_rows * PIXELS_PER_TOKEN
+
+    def at_resolution(self, width: int, height: int) -> "PlannedStream":
+        """The same in another size."""
+        rows, cols = height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+        return replace(self, geometry=replace(self.geometry, frame_rows=rows, frame_cols=cols))
+
+    def need(self) -> MemoryNeed:
+        """What it takes.
+
+        Raises:
+            ConfigurationError: The policy cannot work at this geometry.
+            HeadMapError: The policy's head map does not fit.
+        """
+        num_pixels = self.batch_size * math.prod(self.resolution)
+        pass_frames = self.batch_size * max(self.geometry.chunk_frames, self.recache_frames)
+        cache = cache_bytes(
+            self.policy, self.geometry, num_chunks=self.num_chunks, batch_size=self.batch_size, dtype=self.dtype
+        )
+        frame_tokens = self.geometry.frame_tokens
+        passes = pass_bytes(self.config, num_frames=pass_frames, frame_tokens=frame_tokens, dtype=self.dtype)
+        passes += text_memory_bytes(self.config, batch_size=self.batch_size, dtype=self.dtype)
+        decode = self.vae.decode_bytes(num_pixels, self.dtype) if self.vae else 0
+        features = self.vae.feature_bytes(num_pixels, self.dtype) if self.vae else 0
+        # Copied between chunks, when passes and decoder have given back all but the features.
+        snapshot = max(0, cache + features - (passes + decode - features)) if self.device.type == "cpu" else 0
+        return MemoryNeed(
+            weights_bytes=self.config.num_parameters * self.dtype.itemsize,
+            text_encoder_bytes=self.text_encoder_bytes,
+            vae_weights_bytes=self.vae.weights_bytes(self.dtype) if self.vae else 0,
+            cache_bytes=cache,
+            passes_bytes=passes,
+            decode_bytes=decode,
+            snapshot_bytes=snapshot,
+        )
+
+
+def plan_stream(
+    config: TransformerConfig,
+    preset: ModelPreset,
+    *,
+    head_map: HeadMap | None = None,
+    policy: CachePolicy | str | None = None,
+    resolution: tuple[int, int] | None = None,
+    **settings: Any,
+) -> PlannedStream:
+    """Plans a stream of a model of which nothing has to be loaded, or even be there.
+
+    Args:
+        config: Sizes of its transformer.
+        preset: How it is sampled.
+        head_map: Roles of its heads; None restricts the policies to those that need none.
+        policy: What the cache keeps, as an object or in its spelling; None for the model's default.
+        resolution: Width and height in pixels; None for the model's own.
+        **settings: Other attributes of `PlannedStream`.
+
+    Raises:
+        ForcingKVError: A setting that cannot work, with the figures and the fix.
+    """
+    if not isinstance(policy, CachePolicy):
+        policy = parse_policy(preset.default_policy if policy is None else policy, head_map=head_map)
+    usable = {name for name, kind in POLICIES.items() if head_map is not None or not kind.needs_head_map}
+    proposed = dict.fromkeys((preset.default_policy, Window.name))
+    return PlannedStream(
+        config=config,
+        geometry=preset.geometry(config, resolution),
+        policy=policy,
+        fps=preset.fps,
+        other_policies=tuple(
+            parse_policy(spec, head_map=head_map) for spec in proposed if spec.partition(":")[0] in usable
+        ),
+        **settings,
+    )
+
+
+def plan_run(
+    config: TransformerConfig,
+    preset: ModelPreset,
+    prompt: str | Sequence[str] | Sequence[ScheduledPrompt],
+    *,
+    num_frames: int | None = None,
+    num_videos: int | None = None,
+    recache_frames: int | None = None,
+    **settings: Any,
+) -> PlannedStream:
+    """Plans what `VideoPipeline.stream` would start, of a model of which nothing has to be loaded.
+
+    Args:
+        config: Sizes of its transformer.
+        preset: How it is sampled.
+        prompt: A text, one per video, or prompts over time.
+        num_frames: Pixel frames wanted; None streams for ever.
+        num_videos: Videos made together; None for as many as there are texts.
+        recache_frames: Latent frames encoded again when the prompt changes; None for the model's default.
+        **settings: As in `plan_stream`.
+    """
+    prompts = prompt_schedule(prompt)
+    # A stream without end is there to be steered: its prompt may change at any time.
+    may_change = len(prompts) > 1 or num_frames is None
+    return plan_stream(
+        config,
+        preset,
+        batch_size=len(prompts[0].texts(1)) if num_videos is None else num_videos,
+        num_chunks=None if num_frames is None else preset.num_chunks(num_frames),
+        recache_frames=(recache_frames or preset.recache_frames) if may_change else 0,
+        **settings,
+    )
+
+
+def memory_table(
+    stream: PlannedStream, resolutions: Iterable[str] = ("480p", "720p", "1080p")
+) -> dict[str, dict[str, MemoryNeed]]:
+    """Needs by named resolution and, within it, by the spelling of the policy: full (at 21 frames), then the others."""
+    policies = (Full(), *stream.other_policies)
+    return {
+        name: {
+            policy.spec(): replace(stream.at_resolution(*NAMED_RESOLUTIONS[name]), policy=policy).need()
+            for policy in policies
+        }
+        for name in resolutions
+    }
+
+
+def check_memory(stream: PlannedStream, *, free_bytes: int | None = None, loaded_bytes: int = 0) -> None:
+    """Refuses a stream that its device cannot hold.
+
+    Args:
+        stream: What is asked for.
+        free_bytes: What the device has to give; None asks it. Nothing is refused on a kind of device that cannot tell.
+        loaded_bytes: How much of the need is on the device already, and so not in `free_bytes`.
+
+    Raises:
+        MemoryLimitError: It does not fit; the message has the figures, and the flags that would make it fit.
+    """
+    if free_bytes is None:
+        free_bytes = free_memory.free_bytes(stream.device)
+        if free_bytes is None:
+            return
+    available = free_bytes + loaded_bytes
+    need = stream.need()
+    if need.total_bytes <= available:
+        return
+    width, height = stream.resolution
+    parts = ", ".join(f"{name} {_gigabytes(part)}" for name, part in need.parts().items() if part)
+    loaded = f" ({_gigabytes(loaded_bytes)} of it loaded already)" if loaded_bytes else ""
+    raise MemoryLimitError(
+        f"{width}x{height} with policy {stream.policy.spec()} needs {_gigabytes(need.total_bytes)} GB: "
+        f"{parts}{loaded}; {stream.device} has {_gigabytes(available, math.floor)} GB for it; "
+        f"{_advice(stream, available)}; --skip-memory-check starts it all the same"
+    )
+
+
+def spare_bytes(stream: PlannedStream, *, loaded_bytes: int = 0) -> float:
+    """What the device has beside all that the stream needs, below 0 where that is too much.
+
+    Args:
+        stream: What is to run.
+        loaded_bytes: As in `check_memory`.
+    """
+    free = free_memory.free_bytes(stream.device)
+    return math.inf if free is None else free + loaded_bytes - stream.need().total_bytes
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A flag, and the stream it makes of another."""
+
+    flag: str
+    apply: Callable[[PlannedStream], PlannedStream]
+
+
+def _advice(stream: PlannedStream, available: int) -> str:
+    """What to change: single flags that are enough, else several together, else a larger device."""
+    kinds = _changes(stream, available)
+    enough = [
+        f"{change.flag} ({_gigabytes(_total(change.apply(stream)))} GB)"
+        for change in (next((c for c in kind if _total(c.apply(stream)) <= available), None) for kind in kinds)
+        if change is not None
+    ]
+    if enough:
+        return f"it fits with {' or '.join(enough)}"
+    together: list[str] = []
+    smallest = stream
+    for kind in kinds:
+        for change in kind:
+            total = _total(change.apply(smallest))
+            if total <= available:
+                return f"it fits with {' '.join([*together, change.flag])} ({_gigabytes(total)} GB)"
+        best = min(kind, key=lambda change: _total(change.apply(smallest)))
+        if _total(best.apply(smallest)) < _total(smallest):
+            together.append(best.flag)
+            smallest = best.apply(smallest)
+    least = f"it needs a device with {_gigabytes(_total(smallest))} GB free"
+    return f"no flag makes it fit: {least}{', and ' if together else ''}{' '.join(together)}"
+
+
+def _changes(stream: PlannedStream, available: int) -> list[list[_Change]]:
+    """What may be changed, kind by kind, in the order in which it is proposed; a kind is never empty."""
+    width, height = stream.resolution
+    smaller = {
+        name: size
+        for name, size in NAMED_RESOLUTIONS.items()
+        if math.prod(size) < width * height and (size[0] < size[1]) == (width < height)
+    }
+    kinds = [
+        [_set(f"--policy {policy.spec()}", policy=policy) for policy in stream.other_policies],
+        [_set("--text-encoder-device cpu", text_encoder_bytes=0)] if stream.device.type != "cpu" else [],
+        [_set("--dtype bfloat16", dtype=torch.bfloat16)] if stream.dtype.itemsize > torch.bfloat16.itemsize else [],
+        [_set(f"num_videos={number}", batch_size=number) for number in range(stream.batch_size - 1, 0, -1)],
+        [
+            _Change(f"--resolution {name}", methodcaller("at_resolution", *smaller[name]))
+            for name in sorted(smaller, key=lambda name: -math.prod(smaller[name]))
+        ],
+        _shorter(stream, available),
+    ]
+    return [kind for kind in kinds if kind]
+
+
+def _shorter(stream: PlannedStream, available: int) -> list[_Change]:
+    """The longest video that fits, where the length matters."""
+    if stream.num_chunks is None or not is_unbounded(stream.policy, stream.geometry):
+        return []
+    lengths = range(1, stream.num_chunks)
+    num_fitting = bisect.bisect_right(lengths, available, key=lambda chunks: _total(replace(stream, num_chunks=chunks)))
+    if not num_fitting:
+        return []
+    seconds = pixel_frames(num_fitting * stream.geometry.chunk_frames) / stream.fps
+    return [_set(f"--seconds {math.floor(100 * seconds) / 100:g}", num_chunks=num_fitting)]
+
+
+def _set(flag: str, **settings: Any) -> _Change:
+    return _Change(flag, lambda stream: replace(stream, **settings))
+
+
+def _total(stream: PlannedStream) -> int:
+    try:
+        return stream.need().total_bytes
+    except ConfigurationError:  # a proposal that does not work at this geometry fits nowhere
+        return sys.maxsize
+
+
+def _gigabytes(num_bytes: float, rounded: Callable[[float], int] = math.ceil) -> str:
+    """Needs are rounded up, what there is down, so that a need that is too large reads larger."""
+    digits = 1 if num_bytes >= 1e9 else 3
+    return f"{rounded(num_bytes / 10 ** (9 - digits)) / 10**digits:,.{digits}f}"

@@ -5,24 +5,26 @@ each with its own policy, seed and prompt.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from forcing_kv import memory
 from forcing_kv.cache import StreamCache
 from forcing_kv.errors import ConfigurationError, UnknownNameError
-from forcing_kv.geometry import FrameGeometry, latent_frames
+from forcing_kv.geometry import FrameGeometry
 from forcing_kv.heads import HeadMap
+from forcing_kv.memory import MemoryNeed, PlannedStream
 from forcing_kv.models import ModelPreset, ModelSource, find_model
 from forcing_kv.policies import CachePolicy, parse_policy
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
-from forcing_kv.resolution import PIXELS_PER_TOKEN, check_resolution
 from forcing_kv.rollout import VideoStream
 from forcing_kv.sampling import SeededNoise
-from forcing_kv.text import PromptEncoder
-from forcing_kv.video import StreamingVaeDecoder
+from forcing_kv.text import PromptEncoder, encode_within
+from forcing_kv.video import StreamingVaeDecoder, VaeSize
 from forcing_kv.wan import CausalWanTransformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -148,17 +150,7 @@ class VideoPipeline:
         Raises:
             ConfigurationError: The token grid does not allow the resolution.
         """
-        width, height = self.preset.default_resolution if resolution is None else resolution
-        check_resolution(width, height)
-        config = self.transformer.config
-        return FrameGeometry(
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            head_dim=config.head_dim,
-            frame_rows=height // PIXELS_PER_TOKEN,
-            frame_cols=width // PIXELS_PER_TOKEN,
-            chunk_frames=self.preset.chunk_frames,
-        )
+        return self.preset.geometry(self.transformer.config, resolution)
 
     def policy(self, policy: CachePolicy | str | None = None) -> CachePolicy:
         """Builds a policy from its spelling, with this model's head map; None gives the model's default."""
@@ -178,6 +170,7 @@ class VideoPipeline:
         keep_sink: bool = False,
         recache_frames: int | None = None,
         decode: bool = True,
+        check_memory: bool = True,
     ) -> VideoStream:
         """Starts a video; iterate the result for its chunks.
 
@@ -191,8 +184,10 @@ class VideoPipeline:
             keep_sink: Whether the sink frames outlive a change of prompt.
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
             decode: Whether chunks carry pixel frames, or latents only.
+            check_memory: Whether a stream that the device cannot hold is refused now.
 
         Raises:
+            MemoryLimitError: The device cannot hold it; the message has the figures, and what would make it fit.
             ForcingKVError: A setting that cannot work, with the figures and the fix.
         """
         prompts = prompt_schedule(prompt)
@@ -201,6 +196,26 @@ class VideoPipeline:
             raise ConfigurationError(f"num_videos={batch_size} must be at least 1")
         geometry = self.geometry(resolution)
         rule = self.policy(policy)
+        planned = self.plan(
+            prompts,
+            policy=rule,
+            resolution=resolution,
+            num_frames=num_frames,
+            num_videos=batch_size,
+            recache_frames=recache_frames,
+            decode=decode,
+        )
+        # The text encoder counts as memory to be had: it is given up where the run needs it.
+        loaded_bytes = planned.need().model_bytes + self.encode_prompt.bytes_on(self.device)
+        if check_memory:
+            memory.check_memory(planned, loaded_bytes=loaded_bytes)
+        encode_prompt = partial(
+            encode_within,
+            memory.spare_bytes(planned, loaded_bytes=loaded_bytes),
+            self.encode_prompt,
+            device=self.device,
+            coming=[text for scheduled in prompts for text in scheduled.texts(batch_size)],
+        )
         cache = StreamCache(
             geometry,
             rule,
@@ -222,7 +237,7 @@ class VideoPipeline:
             cache=cache,
             sampler=self.preset.sampler,
             noise=SeededNoise(seed, latent_shape, device=self.device),
-            encode_prompt=self.encode_prompt,
+            encode_prompt=encode_prompt,
             prompts=prompts,
             decoder=StreamingVaeDecoder(self.vae) if decode and self.vae is not None else None,
             num_chunks=None if num_frames is None else self.num_chunks(num_frames),
@@ -232,15 +247,61 @@ class VideoPipeline:
             identity={"model": self.preset.name, "seed": seed},
         )
 
+    def memory_need(
+        self,
+        prompt: str | Sequence[str] | Sequence[ScheduledPrompt],
+        *,
+        seed: int = 0,
+        keep_sink: bool = False,
+        **settings: Any,
+    ) -> MemoryNeed:
+        """What a stream takes on the device, the loaded transformer and VAE included, the text encoder not.
+
+        Args:
+            prompt: As in `stream`.
+            seed: As in `stream`; all seeds need the same.
+            keep_sink: As in `stream`; it needs no more.
+            **settings: As in `plan`.
+
+        Raises:
+            ForcingKVError: A setting that cannot work, with the figures and the fix.
+        """
+        return self.plan(prompt, **settings).need()
+
+    def plan(
+        self,
+        prompt: str | Sequence[str] | Sequence[ScheduledPrompt],
+        *,
+        policy: CachePolicy | str | None = None,
+        resolution: tuple[int, int] | None = None,
+        num_frames: int | None = None,
+        num_videos: int | None = None,
+        recache_frames: int | None = None,
+        decode: bool = True,
+    ) -> PlannedStream:
+        """What decides the memory of the stream that `stream` would start with these arguments."""
+        return memory.plan_run(
+            self.transformer.config,
+            self.preset,
+            prompt,
+            num_frames=num_frames,
+            num_videos=num_videos,
+            recache_frames=recache_frames,
+            head_map=self.head_map,
+            policy=policy,
+            resolution=resolution,
+            dtype=self.dtype,
+            device=self.device,
+            vae=VaeSize.of(self.vae) if decode and self.vae is not None else None,
+        )
+
     def num_chunks(self, num_frames: int) -> int:
         """Fewest whole chunks that give `num_frames` pixel frames.
 
         Raises:
             ConfigurationError: Fewer than 1 frame.
         """
-        if num_frames < 1:
-            raise ConfigurationError(f"num_frames={num_frames} must be at least 1")
-        return -(-latent_frames(num_frames) // self.preset.chunk_frames)
+        return self.preset.num_chunks(num_frames)
 
     def generate(self, prompt: str | Sequence[str], *, num_frames: int, **settings: Any) -> Tensor:
         """Makes a whole video in memory.

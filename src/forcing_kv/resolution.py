@@ -7,12 +7,19 @@ from forcing_kv.errors import ConfigurationError
 PIXELS_PER_TOKEN = 16
 """Pixels per token along each side: the VAE's stride of 8, times the patch of 2."""
 
-NAMED_RESOLUTIONS = {"480p": (832, 480), "720p": (1280, 720), "1080p": (1920, 1088)}
-"""Width and height; 1080p is rounded up to a multiple of 16."""
+NAMED_RESOLUTIONS = {
+    "480p": (832, 480),
+    "720p": (1280, 720),
+    "1080p": (1920, 1088),
+    "480p-portrait": (480, 832),
+    "720p-portrait": (720, 1280),
+    "1080p-portrait": (1088, 1920),
+}
+"""Width and height; 1080 is rounded up to a multiple of 16."""
 
 
 def parse_resolution(text: str) -> tuple[int, int]:
-    """Reads `480p`, `720p`, `1080p` or `WIDTHxHEIGHT` in pixels.
+    """Reads `480p`, `720p`, `1080p`, these with `-portrait`, or `WIDTHxHEIGHT` in pixels.
 
     Raises:
         ConfigurationError: Neither, or a side that the token grid does not allow.

@@ -193,13 +193,13 @@ class VideoStream(Iterator[Chunk]):
         )
 
     def snapshot(self) -> StreamSnapshot:
-        """Copies the whole state: a stream of the same making goes on from it bit for bit."""
+        """Copies the whole state to the host: a stream of the same making goes on from it bit for bit."""
         cache_tensors, cache_meta = self.cache.state()
         tensors = {f"cache/{name}": tensor for name, tensor in cache_tensors.items()}
         tensors["noise"] = self._noise.state()
         if self._text_states is not None and self._newest_latents is not None:
-            tensors["text_states"] = self._text_states.clone()
-            tensors["newest_latents"] = self._newest_latents.clone()
+            tensors["text_states"] = self._text_states.to("cpu", copy=True)
+            tensors["newest_latents"] = self._newest_latents.to("cpu", copy=True)
         progress: dict[str, Any] = {
             "cache": cache_meta,
             "prompts": list(self._prompts),
@@ -207,7 +207,7 @@ class VideoStream(Iterator[Chunk]):
         }
         if self._decoder is not None:
             decoder_tensors, progress["decoder"] = self._decoder.state()
-            tensors |= {f"decoder/{name}": tensor.clone() for name, tensor in decoder_tensors.items()}
+            tensors |= {f"decoder/{name}": tensor.to("cpu", copy=True) for name, tensor in decoder_tensors.items()}
         return StreamSnapshot(identity=self._full_identity(), tensors=tensors, progress=progress)
 
     @torch.no_grad()

@@ -23,8 +23,12 @@ class PromptEncoder(Protocol):
         """States of one text per batch item, [batch, text_len, text_dim], zeros at padding."""
         ...
 
+    def bytes_on(self, device: torch.device) -> int:
+        """Memory of a device that `release` would free."""
+        ...
+
     def release(self) -> None:
-        """Frees what the next call can load again; asked for where memory is short."""
+        """Frees what the next call can load again."""
         ...
 
 
@@ -65,6 +69,10 @@ class TextEncoder:
         masked: Tensor = states * tokens.attention_mask[..., None].to(states.dtype)
         return masked
 
+    def bytes_on(self, device: torch.device) -> int:
+        """See `PromptEncoder.bytes_on`."""
+        return 0
+
     def release(self) -> None:
         """See `PromptEncoder.release`: the model was handed in and stays."""
 
@@ -98,11 +106,6 @@ class LazyTextEncoder:
         self._encoder: TextEncoder | None = None
         self._recent: OrderedDict[str, Tensor] = OrderedDict()
 
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the encoder is in memory."""
-        return self._encoder is not None
-
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """See `PromptEncoder`; the texts that are not known are encoded.
 
@@ -111,6 +114,12 @@ class LazyTextEncoder:
             PromptError: As `TextEncoder`.
         """
         return torch.stack([self._states(text) for text in texts]).to(self._device)
+
+    def bytes_on(self, device: torch.device) -> int:
+        """See `PromptEncoder.bytes_on`."""
+        if self._encoder is None or self._encoder.model.device != device:
+            return 0
+        return sum(parameter.nbytes for parameter in self._encoder.model.parameters())
 
     def release(self) -> None:
         """See `PromptEncoder.release`; what was encoded is remembered."""
@@ -134,6 +143,30 @@ class LazyTextEncoder:
         if len(self._recent) > MAX_RECENT_PROMPTS:
             self._recent.popitem(last=False)
         return states
+
+
+def encode_within(
+    spare_bytes: float,
+    encoder: PromptEncoder,
+    texts: Sequence[str],
+    *,
+    device: torch.device,
+    coming: Sequence[str] = (),
+) -> Tensor:
+    """Encodes, and frees the encoder afterwards if it takes more of a device than can be spared there.
+
+    Args:
+        spare_bytes: Memory of the device that nothing else will need.
+        encoder: To use.
+        texts: One per batch item.
+        device: Whose memory may be short.
+        coming: Texts that will be asked for; they are encoded while the encoder is there.
+    """
+    states = encoder(texts)
+    if encoder.bytes_on(device) > spare_bytes:
+        encoder(coming)
+        encoder.release()
+    return states
 
 
 def clean_prompt(text: str) -> str:

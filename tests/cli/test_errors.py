@@ -49,7 +49,7 @@ BAD_CALLS = [
     (["generate", "a circle", "--policy", "nonsense"], "unknown policy 'nonsense'; choose one of: forcing-kv"),
     (["generate", "a circle", "--policy", "full:depth=3"], "unknown setting of policy 'full' 'depth'"),
     (["generate", "a circle", "--policy", "forcing-kv:sink_frames=many"], "sink_frames='many' is not a number"),
-    (["generate", "a circle", "--resolution", "8k"], "unknown resolution '8k'; use .*480p, 720p, 1080p"),
+    (["generate", "a circle", "--resolution", "8k"], "unknown resolution '8k'; use .*480p, 720p, 1080p, 480p-portrait"),
     (["generate", "a circle", "--resolution", "100x64"], "100x64: .*multiples of 16; nearest: 96x64"),
     (["generate", "a circle", "--frames", "0"], "0 frames cannot be made: ask for at least 1"),
     (["generate", "a circle", "--frames", "-5"], "-5 frames cannot be made"),
@@ -133,7 +133,8 @@ def test_help_of_generate_teaches_every_flag():
     flags = (
         "-o --model --policy --seconds --frames --resolution --seed --num-videos --weights --lora --components "
         "--device --dtype --text-encoder-device --head-map "
-        "--prompt-file --save-latents --contact-sheet --json --resume --overwrite"
+        "--prompt-file --save-latents --contact-sheet --json --resume --overwrite "
+        "--skip-memory-check"
     )
     for flag in flags.split():
         assert flag in result.output

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,15 @@ def test_same_seed_same_video(generate):
         assert generate("a circle", "-o", f"{name}.mp4", "--frames", 9, "--seed", seed).exit_code == 0
     assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
     assert Path("a.mp4").read_bytes() != Path("c.mp4").read_bytes()
+
+
+def test_a_device_that_is_too_small_is_refused_and_the_check_can_be_skipped(generate, monkeypatch):
+    monkeypatch.setattr("forcing_kv.free_memory.free_bytes", lambda device: 10**6)
+    refused = generate("a circle", "--frames", 9)
+    assert refused.exit_code == 2
+    assert re.search(r"error: 96x64 with policy forcing-kv needs 0\.\d+ GB: weights .* no flag makes", refused.stderr)
+    assert not os.listdir()
+    assert generate("a circle", "--frames", 9, "--skip-memory-check").exit_code == 0
 
 
 def test_prompt_file_makes_a_folder(generate):

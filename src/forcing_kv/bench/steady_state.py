@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from forcing_kv.bench.arithmetic import pass_flops
-from forcing_kv.cache import StreamCache
+from forcing_kv.cache import StreamCache, is_unbounded
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import CachePolicy
 from forcing_kv.prompt_schedule import prompt_schedule
@@ -75,7 +75,7 @@ def measure_steady_state(
     for name, policy in policies.items():
         on_progress(f"filling {name}")
         streams[name] = _filled_stream(transformer, geometry, policy, sampler or FewStepSampler())
-    snapshots = {name: stream.snapshot() for name, stream in streams.items() if _grows(stream.cache)}
+    snapshots = {name: stream.snapshot() for name, stream in streams.items() if is_unbounded(policies[name], geometry)}
     rows = {name: _describe(transformer, stream.cache) for name, stream in streams.items()}
     times: dict[str, list[float]] = {name: [] for name in policies}
     for turn in range(repeats + 1):
@@ -124,9 +124,3 @@ def _describe(transformer: CausalWanTransformer, cache: StreamCache) -> SteadySt
         pass_tflop=pass_flops(transformer.config, cache) / 1e12,
         frames_read=sum(tokens) / len(tokens) / cache.geometry.frame_tokens + cache.geometry.chunk_frames,
     )
-
-
-def _grows(cache: StreamCache) -> bool:
-    """Whether the policy keeps more with every chunk."""
-    plan = cache.policy.plan(cache.geometry, grouped=True)
-    return any(group.recent_frames is None for groups in plan.layers for group in groups)

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from forcing_kv.cache.size import history_capacity, recent_capacity, selected_capacity
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import HeadGroup
-
-GROWTH_CHUNKS = 4
-"""Chunks by which an unbounded recent part grows."""
 
 
 class GroupBuffer:
@@ -46,7 +44,8 @@ class GroupBuffer:
         self.sink_frames = 0
         self.recent_frames = 0
         self.selected_tokens = 0
-        self.recent_capacity = 0 if group.recent_frames is None else group.recent_frames
+        self.recent_capacity = recent_capacity(group, geometry, 0)
+        self.segments_per_frame = segments_per_frame
         self.segment_tokens = geometry.segment_tokens(segments_per_frame) if group.selected_segments else 0
         self.kv = torch.zeros(
             (2, batch_size, self._num_tokens, len(self.places), geometry.head_dim), dtype=dtype, device=device
@@ -55,7 +54,7 @@ class GroupBuffer:
     @property
     def selected_capacity(self) -> int:
         """Tokens the selected part has room for."""
-        return self.group.selected_segments * self.segment_tokens
+        return selected_capacity(self.group, self.geometry, self.segments_per_frame)
 
     @property
     def history_tokens(self) -> int:
@@ -199,7 +198,7 @@ class GroupBuffer:
 
     @property
     def _current_start(self) -> int:
-        return self._sink_start + self.geometry.tokens(self.group.sink_frames)
+        return history_capacity(self.group, self.geometry, self.segments_per_frame, self.recent_capacity)
 
     @property
     def _num_tokens(self) -> int:
@@ -244,10 +243,8 @@ class GroupBuffer:
         """Grows an unbounded recent part, in blocks, so that it holds `num_frames`."""
         if num_frames <= self.recent_capacity:
             return
-        block = GROWTH_CHUNKS * self.geometry.chunk_frames
-        grown = -(-num_frames // block) * block
         held = self.kv[:, :, self._current_start - self.history_tokens :]  # history and current
-        self.recent_capacity = grown
+        self.recent_capacity = recent_capacity(self.group, self.geometry, num_frames)
         kv = self.kv.new_zeros((*self.kv.shape[:2], self._num_tokens, *self.kv.shape[3:]))
         kv[:, :, kv.shape[2] - held.shape[2] :].copy_(held)
         self.kv = kv

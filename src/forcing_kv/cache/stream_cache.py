@@ -137,13 +137,13 @@ class StreamCache:
         return RecachePass(self._layers, range(first_frame, self.num_frames), keep_sink=keep_sink)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A copy of everything held: tensors by name, and counters that JSON can hold."""
+        """A copy of everything held: tensors by name, on the host, and counters that JSON can hold."""
         tensors: dict[str, Tensor] = {}
         counts: list[list[dict[str, int]]] = []
         for layer, buffers in enumerate(self._layers):
             counts.append([])
             for index, buffer in enumerate(buffers):
-                tensors[f"{layer}.{index}"] = buffer.history().clone()
+                tensors[f"{layer}.{index}"] = buffer.history().to("cpu", copy=True)
                 counts[-1].append(
                     {
                         "sink_frames": buffer.sink_frames,

@@ -23,9 +23,11 @@ from forcing_kv.generation import (
     skipped_json,
     videos_contact_sheet,
 )
+from forcing_kv.heads import HeadMap
+from forcing_kv.memory import check_memory, plan_run
 from forcing_kv.models import find_model
 from forcing_kv.output_files import atomic_write, check_output_file
-from forcing_kv.pipeline import VideoPipeline
+from forcing_kv.pipeline import VideoPipeline, resolve_device, resolve_dtype
 from forcing_kv.policies import POLICIES, describe_settings
 from forcing_kv.prompt_file import read_prompt_file
 from forcing_kv.prompt_schedule import prompt_schedule
@@ -55,7 +57,11 @@ def _policy_help() -> str:
 )
 @click.option("--seconds", type=float, help=f"Length of the video, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
-@click.option("--resolution", metavar="WxH|480p|720p|1080p", help="Size in pixels. [the model's own]")
+@click.option(
+    "--resolution",
+    metavar="WxH|480p|720p|1080p",
+    help="Size in pixels; a name with -portrait, as 480p-portrait, stands upright. [the model's own]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same video.")
 @click.option("--num-videos", type=int, default=1, show_default=True, help="Videos per prompt, with seeds counting up.")
 @click.option(
@@ -88,6 +94,7 @@ def _policy_help() -> str:
 )
 @click.option("--resume", is_flag=True, help="Go on with a video whose run was killed.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option("--skip-memory-check", is_flag=True, help="Start even if the device seems too small.")
 def command(
     *,
     prompt: str | None,
@@ -112,6 +119,7 @@ def command(
     json_path: Path | None,
     resume: bool,
     overwrite: bool,
+    skip_memory_check: bool,
 ) -> None:
     """Make a video from PROMPT, or many from --prompt-file or with --num-videos (then -o is a folder).
 
@@ -147,20 +155,36 @@ def command(
     check_requests(requests, folders=folders, resume=resume, overwrite=overwrite)
     for path in filter(None, (contact_sheet, json_path)):
         check_output_file(path, overwrite=overwrite or resume)
+    roles = source.head_map if head_map is None else HeadMap.load(head_map)
+    run_device = resolve_device(device)
+    planned = plan_run(
+        source.config,
+        source.preset,
+        max((request.prompts for request in requests), key=len),
+        num_frames=shared["num_frames"],
+        head_map=roles,
+        policy=policy,
+        resolution=shared["resolution"],
+        dtype=resolve_dtype(dtype, run_device),
+        device=run_device,
+    )
+    planned.policy.check(planned.geometry)
+    if not skip_memory_check:
+        check_memory(planned)
     with tqdm(desc="loading weights", unit="weight", leave=False, disable=None) as bar:
         pipeline = VideoPipeline.from_source(
             source,
             device=device,
             dtype=dtype,
             text_encoder_device=text_encoder_device,
-            head_map=head_map,
+            head_map=roles,
             on_progress=partial(_show_progress, bar),
         )
-    pipeline.policy(policy).check(pipeline.geometry(shared["resolution"]))
     for folder in folders:
         folder.mkdir(exist_ok=True)
 
-    reports = _generate_all(pipeline, requests, resume=resume, overwrite=overwrite)
+    options = {"resume": resume, "overwrite": overwrite, "check_memory": not skip_memory_check}
+    reports = _generate_all(pipeline, requests, **options)
     made = [request for request in requests if request.path in reports]
     if contact_sheet is not None:
         rows = [(request.path, _sheet_label(request, reports[request.path])) for request in made]
@@ -180,7 +204,7 @@ def _show_progress(bar: "tqdm[Any]", done: int, total: int) -> None:
 
 
 def _generate_all(
-    pipeline: VideoPipeline, requests: list[VideoRequest], *, resume: bool, overwrite: bool
+    pipeline: VideoPipeline, requests: list[VideoRequest], *, resume: bool, overwrite: bool, check_memory: bool
 ) -> dict[Path, GenerationReport | None]:
     """One video after the other, up to the first that is interrupted; None for those an earlier run has finished."""
     reports: dict[Path, GenerationReport | None] = {}
@@ -198,7 +222,14 @@ def _generate_all(
                 bar.n = progress.chunks_done
                 bar.set_postfix_str(f"{progress.fps:.1f} FPS" if progress.fps else "")
 
-            report = generate_video(pipeline, request, resume=resume, overwrite=overwrite, on_progress=show)
+            report = generate_video(
+                pipeline,
+                request,
+                resume=resume,
+                overwrite=overwrite,
+                check_memory=check_memory,
+                on_progress=show,
+            )
         reports[request.path] = report
         click.echo(_summary(report))
         if report.interrupted:

@@ -49,6 +49,7 @@ def generate_video(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    check_memory: bool = True,
     on_progress: Callable[[ChunkProgress], None] = lambda _: None,
 ) -> GenerationReport:
     """Make one video file.
@@ -62,6 +63,7 @@ def generate_video(
         request: What to make.
         resume: Go on with an unfinished video of the same request; start where there is none.
         overwrite: Replace a finished file, or drop an unfinished one.
+        check_memory: Refuse a video that the device cannot hold.
         on_progress: Called at the start and after each chunk.
 
     Raises:
@@ -75,6 +77,7 @@ def generate_video(
         seed=request.seed,
         resolution=request.resolution,
         num_frames=request.num_frames,
+        check_memory=check_memory,
     )
     run = _Run(pipeline, request, stream)
     if resume and partial_folder(request.path).exists():

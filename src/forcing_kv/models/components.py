@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from forcing_kv.errors import CheckpointError
-from forcing_kv.memory import free_bytes
+from forcing_kv.free_memory import free_bytes
 from forcing_kv.models.checkpoint import read_checkpoint
 from forcing_kv.models.location import HubFolder, LocalPath, Location
 from forcing_kv.models.lora import listed
@@ -95,7 +95,9 @@ class Components:
 
         folder, tokenizer_folder = self.text_encoder.fetch(), self.tokenizer.fetch()
         if device is None:
-            device = preferred if free_bytes(preferred) > _num_weights(folder) * dtype.itemsize else torch.device("cpu")
+            free = free_bytes(preferred)
+            has_room = free is None or free > _num_weights(folder) * dtype.itemsize
+            device = preferred if has_room else torch.device("cpu")
         try:
             loaded: Any = UMT5EncoderModel.from_pretrained(
                 str(folder), dtype=dtype, local_files_only=True, output_loading_info=True

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from forcing_kv.errors import CheckpointError
+from forcing_kv.errors import CheckpointError, ConfigurationError
+from forcing_kv.geometry import FrameGeometry, latent_frames
+from forcing_kv.resolution import PIXELS_PER_TOKEN, check_resolution
 from forcing_kv.sampling import FewStepSampler, FlowSchedule
+from forcing_kv.wan import TransformerConfig
 
 FORMAT = "forcing-kv-model"
 VERSION = 1
@@ -60,6 +63,33 @@ class ModelPreset:
             schedule=FlowSchedule(shift=self.shift),
             context_noise=self.context_noise,
         )
+
+    def geometry(self, config: TransformerConfig, resolution: tuple[int, int] | None = None) -> FrameGeometry:
+        """Shape of a stream at a resolution (width, height in pixels; None for the model's own).
+
+        Raises:
+            ConfigurationError: The token grid does not allow the resolution.
+        """
+        width, height = self.default_resolution if resolution is None else resolution
+        check_resolution(width, height)
+        return FrameGeometry(
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            frame_rows=height // PIXELS_PER_TOKEN,
+            frame_cols=width // PIXELS_PER_TOKEN,
+            chunk_frames=self.chunk_frames,
+        )
+
+    def num_chunks(self, num_frames: int) -> int:
+        """Fewest whole chunks that give `num_frames` pixel frames.
+
+        Raises:
+            ConfigurationError: Fewer than 1 frame.
+        """
+        if num_frames < 1:
+            raise ConfigurationError(f"num_frames={num_frames} must be at least 1")
+        return -(-latent_frames(num_frames) // self.chunk_frames)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `model_index.json`."""

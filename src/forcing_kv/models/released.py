@@ -4,10 +4,14 @@ from dataclasses import dataclass
 
 from forcing_kv.models.location import HubFile
 from forcing_kv.models.preset import ModelPreset
+from forcing_kv.models.weights import block_linears
 from forcing_kv.wan import WAN_1_3B, WAN_14B, TransformerConfig
 
 WAN_COMPONENTS = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 """Text encoder (UMT5-XXL) and VAE of Wan2.1 in library format; all checkpoints here were trained on them."""
+
+WAN_COMPONENTS_BYTES = 23_200_000_000
+"""What they take on the disk, in float32: 22.7 GB and 0.5 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +19,7 @@ class ReleasedLora:
     """An adapter that belongs to a release, on every Linear layer of the blocks."""
 
     file: HubFile
+    rank: int
     alpha: float
 
 
@@ -37,6 +42,14 @@ class ReleasedModel:
     lora: ReleasedLora | None = None
     head_map: str | None = None
     bytes_per_weight: int = 4
+
+    @property
+    def download_bytes(self) -> int:
+        """Size of its files, from the sizes of the model; text encoder and VAE are not counted."""
+        num_weights = self.config.num_parameters
+        if self.lora is not None:
+            num_weights += self.lora.rank * sum(map(sum, block_linears(self.config).values()))
+        return num_weights * self.bytes_per_weight
 
 
 RELEASED_MODELS = {
@@ -86,7 +99,9 @@ RELEASED_MODELS = {
             ),
             config=WAN_1_3B,
             weights=HubFile("Efficient-Large-Model/LongLive-1.3B", "models/longlive_base.pt"),
-            lora=ReleasedLora(file=HubFile("Efficient-Large-Model/LongLive-1.3B", "models/lora.pt"), alpha=256),
+            lora=ReleasedLora(
+                file=HubFile("Efficient-Large-Model/LongLive-1.3B", "models/lora.pt"), rank=256, alpha=256
+            ),
             head_map="longlive-1.3b",
         ),
         ReleasedModel(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from forcing_kv.errors import CheckpointError
 from forcing_kv.models.checkpoint import Checkpoint, read_checkpoint
@@ -43,11 +42,13 @@ def shapes_of(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in transformer.state_dict().items()}
 
 
-def block_linears(config: TransformerConfig) -> list[str]:
-    """The weights of all Linear layers of the blocks."""
-    with torch.device("meta"):
-        blocks = CausalWanTransformer(config).blocks
-    return [f"blocks.{name}.weight" for name, module in blocks.named_modules() if isinstance(module, nn.Linear)]
+def block_linears(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The weights of all Linear layers of the blocks: what a LoRA may correct."""
+    return {
+        name: shape
+        for name, shape in shapes_of(config).items()
+        if name.startswith("blocks.") and name.endswith(".weight") and len(shape) == 2
+    }
 
 
 def read_weights(path: Path) -> Checkpoint:

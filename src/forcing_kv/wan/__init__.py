@@ -2,6 +2,7 @@
 
 from forcing_kv.wan.config import WAN_1_3B, WAN_14B, TransformerConfig
 from forcing_kv.wan.rope import RotaryTable
+from forcing_kv.wan.size import pass_bytes, text_memory_bytes
 from forcing_kv.wan.transformer import CausalWanTransformer, SelfAttentionMemory, TextMemory
 
 __all__ = [
@@ -12,4 +13,6 @@ __all__ = [
     "SelfAttentionMemory",
     "TextMemory",
     "TransformerConfig",
+    "pass_bytes",
+    "text_memory_bytes",
 ]

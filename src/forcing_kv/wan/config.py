@@ -1,5 +1,6 @@
 """The sizes of a causal Wan transformer."""
 
+import math
 from dataclasses import dataclass
 
 from forcing_kv.errors import ConfigurationError
@@ -61,6 +62,24 @@ class TransformerConfig:
     def head_dim(self) -> int:
         """Values per head."""
         return self.dim // self.num_heads
+
+    @property
+    def patch_values(self) -> int:
+        """Latent values per channel of one token."""
+        return math.prod(self.patch_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the whole transformer."""
+        dim = self.dim
+        attention = 4 * (dim * dim + dim) + 2 * dim * self.qk_norm
+        feed_forward = 2 * dim * self.ffn_dim + self.ffn_dim + dim
+        block = 6 * dim + 2 * attention + 2 * dim * self.cross_attn_norm + feed_forward
+        patches = self.in_dim * self.patch_values * dim + dim
+        text = self.text_dim * dim + dim + dim * dim + dim
+        time = self.freq_dim * dim + dim + dim * dim + dim + 6 * (dim * dim + dim)
+        head = 2 * dim + (dim + 1) * self.patch_values * self.out_dim
+        return patches + text + time + self.num_layers * block + head
 
 
 WAN_1_3B = TransformerConfig(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12)

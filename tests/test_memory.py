@@ -1,0 +1,442 @@
+"""What a run needs, against what is really allocated; and what is said where it is too much."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cache_setups import setups
+from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, MemoryLimitError, StreamCache, VideoPipeline, Window
+from forcing_kv.cache import cache_bytes
+from forcing_kv.free_memory import cgroup_free_bytes, free_bytes
+from forcing_kv.memory import (
+    HEADROOM,
+    UMT5_XXL_PARAMETERS,
+    MemoryNeed,
+    PlannedStream,
+    check_memory,
+    memory_table,
+    plan_stream,
+)
+from forcing_kv.models import ModelPreset, published_head_map
+from forcing_kv.policies import parse_policy
+from forcing_kv.prompt_schedule import ScheduledPrompt
+from forcing_kv.resolution import NAMED_RESOLUTIONS
+from forcing_kv.video import WAN_VAE, StreamingVaeDecoder, VaeSize
+from forcing_kv.wan import WAN_1_3B, WAN_14B, CausalWanTransformer, TransformerConfig, pass_bytes
+from peak_memory import dry_run
+
+GB = 10**9
+DOCUMENT = Path(__file__).parent.parent / "docs" / "memory.md"
+KREA_POLICY = "forcing-kv:sink_frames=0,dynamic_recent_frames=3,similarity_pruning=false"
+CPU = torch.device("cpu")
+
+
+def planned(config=WAN_1_3B, **changes):
+    """A stream of a released model, with its published head map, on a GPU."""
+    small = config is WAN_1_3B
+    name = "self-forcing-1.3b" if small else "krea-realtime-14b"
+    preset = ModelPreset(name=name, default_policy="forcing-kv" if small else KREA_POLICY)
+    encoder = {"text_encoder_bytes": 2 * UMT5_XXL_PARAMETERS}
+    return plan_stream(config, preset, head_map=published_head_map(name), **(encoder | changes))
+
+
+# What the cache holds
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    setup=setups(),
+    batch_size=st.integers(1, 2),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    num_chunks=st.integers(1, 14),
+)
+def test_cache_bytes_are_what_the_cache_holds_at_its_most(setup, batch_size, dtype, num_chunks):
+    geometry, policy = setup
+    cache = StreamCache(geometry, policy, batch_size=batch_size, dtype=dtype)
+    held = [cache.nbytes]
+    tokens = torch.zeros(batch_size, geometry.chunk_tokens, geometry.num_heads, geometry.head_dim, dtype=dtype)
+    for chunk in range(1, num_chunks + 1):
+        for layer in range(geometry.num_layers):
+            cache.attend(layer, tokens, tokens, tokens)
+        cache.commit()
+        held.append(cache.nbytes)
+        sizes = {"batch_size": batch_size, "dtype": dtype}
+        assert cache_bytes(policy, geometry, num_chunks=chunk, **sizes) == max(held)
+
+
+def test_published_cache_sizes():
+    stream = planned()
+    frame = stream.geometry.kv_bytes(1, bytes_per_value=2)
+    assert frame == pytest.approx(0.288 * GB, rel=2e-3)
+    assert 21 * frame == pytest.approx(6.04 * GB, rel=1e-3)
+    assert replace(stream, policy=Full(), num_chunks=7).need().cache_bytes == 27 * frame  # blocks of 12, and 3 current
+    assert replace(stream, policy=Full()).need() == replace(stream, policy=Full(), num_chunks=7).need()
+    assert replace(stream, policy=Window()).need().cache_bytes == 12 * frame
+    assert stream.need().cache_bytes == pytest.approx(5.6 * frame, rel=5e-3)
+    assert replace(stream, batch_size=3).need().cache_bytes == 3 * stream.need().cache_bytes
+
+
+# What the models weigh
+
+ODD_CONFIGS = [
+    TransformerConfig(dim=24, ffn_dim=31, num_layers=1, num_heads=2, in_dim=5, out_dim=7, text_dim=9, freq_dim=6),
+    TransformerConfig(dim=12, ffn_dim=8, num_layers=3, num_heads=1, qk_norm=False, patch_size=(1, 3, 1)),
+    TransformerConfig(dim=12, ffn_dim=8, num_layers=2, num_heads=3, cross_attn_norm=False),
+]
+
+
+@pytest.mark.parametrize("config", [WAN_1_3B, WAN_14B, *ODD_CONFIGS])
+def test_transformer_parameters_are_the_transformers(config):
+    with torch.device("meta"):
+        transformer = CausalWanTransformer(config)
+    assert config.num_parameters == sum(parameter.numel() for parameter in transformer.parameters())
+
+
+def test_published_parameters():
+    assert WAN_1_3B.num_parameters == pytest.approx(1.419e9, rel=1e-3)
+    assert WAN_14B.num_parameters == pytest.approx(14.288e9, rel=1e-3)
+    need = planned().need()
+    assert need.weights_bytes == pytest.approx(2.84 * GB, rel=1e-3)
+    assert need.text_encoder_bytes == pytest.approx(11.36 * GB, rel=1e-3)
+    assert need.vae_weights_bytes == pytest.approx(0.254 * GB, rel=2e-3)
+
+
+def test_text_encoder_parameters_are_umt5_xxls():
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    sizes = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    with torch.device("meta"):
+        encoder = UMT5EncoderModel(UMT5Config(**sizes, feed_forward_proj="gated-gelu"))
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == UMT5_XXL_PARAMETERS
+
+
+# What passes and decoding have alive, in a dry run of the real code
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("config", "size", "batch_size", "chunk_frames"),
+    [
+        (WAN_1_3B, (30, 52), 1, 3),
+        (WAN_14B, (30, 52), 1, 3),
+        (WAN_1_3B, (7, 5), 2, 1),
+        (TransformerConfig(dim=768, ffn_dim=256, num_layers=9, num_heads=6), (13, 11), 1, 2),  # attention is the most
+    ],
+)
+def test_pass_bytes_are_what_passes_have_alive(config, size, batch_size, chunk_frames, dtype):
+    num_layers = 3  # alike from the second on
+    config = replace(config, num_layers=num_layers)
+    rows, cols = size
+    geometry = FrameGeometry(
+        num_layers=num_layers,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        frame_rows=rows,
+        frame_cols=cols,
+        chunk_frames=chunk_frames,
+    )
+    third = config.num_heads // 3
+    head_map = HeadMap(model="test", roles=("s" * third + "d" * (config.num_heads - third),) * num_layers)
+    policy = ForcingKV(head_map=head_map, segments_per_frame=1, warmup_chunks=2)
+    with torch.device("meta"):
+        transformer = CausalWanTransformer(config).to(dtype)
+        states = torch.empty(batch_size, config.text_len, config.text_dim)
+    cache = StreamCache(geometry, policy, batch_size=batch_size, dtype=dtype, device="meta")
+
+    def make_pass(frames, memory):
+        latents = torch.empty(batch_size, len(frames), config.in_dim, 2 * rows, 2 * cols, device="meta")
+        timesteps = torch.empty(batch_size, len(frames), device="meta")
+        rope = transformer.rope(frames, rows, cols)
+        transformer(latents, timesteps, text=text, rope=rope, memory=memory)
+
+    def expected(num_frames):
+        return pass_bytes(config, num_frames=batch_size * num_frames, frame_tokens=rows * cols, dtype=dtype)
+
+    with torch.no_grad():
+        text = transformer.encode_text(states)
+    for _ in range(4):
+        with dry_run() as memory:
+            make_pass(range(cache.num_frames, cache.num_frames + chunk_frames), cache)
+        assert memory.peak_bytes <= expected(chunk_frames) <= 1.25 * memory.peak_bytes
+        with dry_run() as memory:
+            cache.commit()
+        assert memory.peak_bytes <= (1 + HEADROOM) * expected(chunk_frames)
+    recache = cache.recache(4 * chunk_frames)
+    with dry_run() as memory:
+        make_pass(recache.frames, recache)
+    assert memory.peak_bytes <= expected(4 * chunk_frames) <= 1.25 * memory.peak_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_decode_bytes_are_what_the_wan_vae_has_alive(dtype):
+    from diffusers import AutoencoderKLWan
+
+    with torch.device("meta"):
+        vae = AutoencoderKLWan().to(dtype)
+    assert VaeSize.of(vae) == WAN_VAE
+    for width, height, batch_size in ((832, 480, 1), (112, 80, 2)):
+        check_decoding(vae, width, height, batch_size, dtype)
+
+
+def test_decode_bytes_are_enough_for_the_embedded_model():
+    from forcing_kv.tiny.vae import build_vae
+
+    vae = build_vae().to("meta")
+    assert VaeSize.of(vae).num_parameters == 1_512_672
+    check_decoding(vae, 96, 64, 1, torch.float32)
+
+
+def check_decoding(vae, width, height, batch_size, dtype):
+    size, num_pixels = VaeSize.of(vae), batch_size * width * height
+    with dry_run() as memory:
+        decoder = StreamingVaeDecoder(vae)
+        for _ in range(3):
+            decoder.decode(torch.empty(batch_size, 3, vae.config.z_dim, height // 8, width // 8, device="meta"))
+    assert memory.peak_bytes <= size.decode_bytes(num_pixels, dtype) <= 1.25 * memory.peak_bytes
+    if size == WAN_VAE:
+        assert decoder.nbytes == size.feature_bytes(num_pixels, dtype)
+
+
+# The sum
+
+
+def test_parts_add_up():
+    need = MemoryNeed(
+        weights_bytes=100,
+        text_encoder_bytes=200,
+        vae_weights_bytes=30,
+        cache_bytes=1000,
+        passes_bytes=100,
+        decode_bytes=400,
+        snapshot_bytes=7,
+    )
+    assert need.vae_bytes == 430
+    assert need.model_bytes == 330
+    assert need.headroom_bytes == 150
+    assert need.total_bytes == sum(need.parts().values()) == 100 + 200 + 430 + 1000 + 100 + 7 + 150
+
+
+def test_portrait_needs_what_landscape_does():
+    for name in ("480p", "720p", "1080p"):
+        upright = planned(resolution=NAMED_RESOLUTIONS[f"{name}-portrait"])
+        assert upright.resolution == NAMED_RESOLUTIONS[name][::-1]
+        assert upright.need() == planned(resolution=NAMED_RESOLUTIONS[name]).need()
+
+
+def test_videos_without_a_decoder_and_a_changing_prompt():
+    stream = planned()
+    latents_only = replace(stream, vae=None).need()
+    assert latents_only.vae_bytes == 0
+    assert latents_only.cache_bytes == stream.need().cache_bytes
+    activations = pass_bytes(WAN_1_3B, num_frames=3, frame_tokens=1560, dtype=torch.bfloat16)
+    text = stream.need().passes_bytes - activations
+    assert replace(stream, recache_frames=12).need().passes_bytes == 4 * activations + text
+    assert replace(stream, recache_frames=2).need() == stream.need()
+
+
+def test_a_snapshot_takes_memory_only_where_the_host_is_the_device():
+    stream = planned(policy=Full(), num_chunks=7)
+    assert stream.need().snapshot_bytes == 0
+    need = replace(stream, device=CPU).need()
+    features = WAN_VAE.feature_bytes(832 * 480, torch.bfloat16)
+    assert need.snapshot_bytes == need.cache_bytes + features - (need.passes_bytes + need.decode_bytes - features)
+    assert replace(planned(), device=CPU).need().snapshot_bytes == 0  # less than what a pass and decoding free
+
+
+# The refusal
+
+
+def refusal(stream, gigabytes, **settings):
+    with pytest.raises(MemoryLimitError) as error:
+        check_memory(stream, free_bytes=round(gigabytes * GB), **settings)
+    return str(error.value)
+
+
+def test_what_fits_is_silent():
+    stream = planned()
+    total = stream.need().total_bytes
+    check_memory(stream, free_bytes=total)
+    check_memory(stream, free_bytes=total - stream.need().model_bytes, loaded_bytes=stream.need().model_bytes)
+    with pytest.raises(MemoryLimitError):
+        check_memory(stream, free_bytes=total - 1)
+
+
+def test_a_refusal_has_the_figures_and_the_flag_that_helps():
+    message = refusal(planned(), 16)
+    assert message == (
+        "832x480 with policy forcing-kv needs 23.4 GB: weights 2.9, text encoder 11.4, VAE 6.4, cache 1.7, "
+        "passes 0.336, headroom 0.808; cuda has 16.0 GB for it; it fits with --text-encoder-device cpu (12.0 GB); "
+        "--skip-memory-check starts it all the same"
+    )
+    check_memory(planned(text_encoder_bytes=0), free_bytes=round(12.0 * GB))
+
+
+def test_only_flags_that_help_are_named_each_with_its_figure():
+    stream = planned(policy="full", num_chunks=27, text_encoder_bytes=0)
+    message = refusal(stream, 24)
+    assert re.findall(r"--\w+ \S+(?= \()", message) == ["--policy forcing-kv", "--seconds 8.81"]
+    num_chunks = ModelPreset(name="any").num_chunks(int(8.81 * 16))
+    check_memory(replace(stream, num_chunks=num_chunks), free_bytes=24 * GB)
+    refusal(replace(stream, num_chunks=num_chunks + 1), 24)
+
+
+def test_each_kind_of_flag():
+    stream = planned(text_encoder_bytes=0)
+    assert "with --dtype bfloat16 (12.0 GB);" in refusal(replace(stream, dtype=torch.float32), 13)
+    hd = stream.at_resolution(1920, 1088)
+    assert "with --resolution 720p (23.5 GB);" in refusal(hd, 30)
+    assert "with --resolution 480p (12.0 GB);" in refusal(hd, 20)
+    assert "with --resolution 480p-portrait (12.0 GB);" in refusal(stream.at_resolution(720, 1280), 20)
+    assert "with num_videos=2 (" in refusal(replace(stream, batch_size=3), 22)
+    by_policy = refusal(replace(stream, policy=parse_policy("window:window_frames=30")), 14)
+    assert "with --policy forcing-kv (12.0 GB);" in by_policy
+
+
+def test_a_model_without_a_head_map_is_offered_the_window():
+    stream = plan_stream(WAN_1_3B, ModelPreset(name="any"), policy="full", num_chunks=27)
+    assert "with --policy window (14.0 GB) or --seconds " in refusal(stream, 16)
+
+
+def test_flags_together():
+    message = refusal(planned(policy="full", resolution=(1280, 720)), 12)
+    assert "it fits with --policy forcing-kv --text-encoder-device cpu --resolution 480p (12.0 GB);" in message
+
+
+def test_where_nothing_helps():
+    message = refusal(planned(WAN_14B), 24)
+    assert "no flag makes it fit: it needs a device with 45.1 GB free, and --text-encoder-device cpu;" in message
+    assert "no flag makes it fit: it needs a device with 12.0 GB free;" in refusal(planned(text_encoder_bytes=0), 8)
+    assert "it needs a device with " in refusal(planned(device=CPU), 8)
+
+
+def test_a_proposed_policy_that_does_not_work_there_is_not_proposed():
+    stream = planned(policy="full", text_encoder_bytes=0, num_chunks=27).at_resolution(848, 480)  # 1,590 tokens: / 6
+    assert "--policy forcing-kv" in refusal(stream, 16)
+    odd = planned(policy="full", text_encoder_bytes=0, num_chunks=27).at_resolution(880, 464)  # 1,595 tokens
+    assert "--policy forcing-kv (" not in refusal(odd, 16)
+    assert "--policy window (" in refusal(odd, 16)
+
+
+# The pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_model_folder):
+    return VideoPipeline.from_pretrained(tiny_model_folder, device="cpu")
+
+
+def test_the_pipelines_need_is_what_its_stream_holds(pipeline):
+    arguments = {"policy": "full", "num_frames": 57, "num_videos": 2, "resolution": (48, 32), "seed": 3}
+    need = pipeline.memory_need("a red circle", **arguments)
+    assert need.weights_bytes == sum(parameter.nbytes for parameter in pipeline.transformer.parameters())
+    assert need.vae_weights_bytes == sum(parameter.nbytes for parameter in pipeline.vae.parameters())
+    assert need.text_encoder_bytes == 0
+    stream = pipeline.stream("a red circle", **arguments)
+    for _ in stream:
+        pass
+    assert need.cache_bytes == stream.cache.nbytes
+    assert need.decode_bytes > stream._decoder.nbytes
+
+
+def test_the_plan_knows_when_the_prompt_may_change(pipeline):
+    schedule = [ScheduledPrompt(text="a circle"), ScheduledPrompt(at_seconds=1, text="a square")]
+    assert pipeline.plan("a circle", num_frames=9).recache_frames == 0
+    assert pipeline.plan("a circle").recache_frames == 12
+    assert pipeline.plan(schedule, num_frames=60).recache_frames == 12
+    assert pipeline.plan(schedule, num_frames=60, recache_frames=4).recache_frames == 4
+    assert pipeline.plan(["a circle", "a square"], num_frames=9).batch_size == 2
+    assert pipeline.plan("a circle", decode=False).vae is None
+
+
+def test_the_pipeline_refuses_before_anything_is_allocated(pipeline, monkeypatch):
+    monkeypatch.setattr("forcing_kv.free_memory.free_bytes", lambda device: 2 * 10**6)
+    monkeypatch.setattr("forcing_kv.pipeline.StreamCache", None)
+    with pytest.raises(MemoryLimitError, match=r"96x64 with policy full needs .* GB: .* cpu has 0\.\d+ GB for it"):
+        pipeline.stream("a circle", policy="full", num_frames=300)
+
+
+def test_the_check_can_be_skipped(pipeline, monkeypatch):
+    monkeypatch.setattr("forcing_kv.free_memory.free_bytes", lambda device: 0)
+    assert next(pipeline.stream("a circle", resolution=(48, 32), check_memory=False)).index == 0
+
+
+def test_a_normal_machine_holds_the_embedded_model(pipeline):
+    pipeline.stream("a circle", resolution=(832, 480))
+    assert VideoPipeline.from_pretrained(device="cpu").memory_need("x").total_bytes < 0.2 * GB
+
+
+# What a device has
+
+
+def test_free_bytes():
+    free = free_bytes(CPU)
+    assert free is not None
+    assert 0 < free < 10**14
+    assert free_bytes(torch.device("meta")) is None
+    check_memory(planned(device=torch.device("meta")))  # cannot be asked: nothing is refused
+
+
+def _cgroup(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+def test_limits_of_containers(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("0::/service/worker\n")
+    root = tmp_path / "v2"
+    assert cgroup_free_bytes(root, own) is None
+    assert cgroup_free_bytes(root, tmp_path / "missing") is None
+    used = {"memory__current": 600, "memory__stat": "anon 300\ninactive_file 200\nactive_file 50"}
+    _cgroup(root / "service" / "worker", memory__max="max", **used)
+    assert cgroup_free_bytes(root, own) is None
+    _cgroup(root / "service", memory__max=1000, **used)
+    assert cgroup_free_bytes(root, own) == 1000 - 600 + 250
+    _cgroup(root / "service" / "worker", memory__max=500, **used)  # the tightest counts
+    assert cgroup_free_bytes(root, own) == 500 - 600 + 250
+
+    own.write_text("5:cpu,cpuacct:/x\n4:memory:/docker/0123\n")  # version 1, seen from inside the container
+    statistics = "inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 10"
+    _cgroup(
+        tmp_path / "v1" / "memory", memory__limit_in_bytes=2000, memory__usage_in_bytes=1900, memory__stat=statistics
+    )
+    assert cgroup_free_bytes(tmp_path / "v1", own) == 2000 - 1900 + 110
+
+
+# The page
+
+
+def table_lines():
+    """The table of docs/memory.md."""
+    yield "| model | size | policy | weights | VAE | cache | passes | headroom | total | + text encoder |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for name, config in (("1.3B", WAN_1_3B), ("14B", WAN_14B)):
+        stream = planned(config)
+        for size, needs in memory_table(stream).items():
+            for spec, need in needs.items():
+                policy = spec.replace(KREA_POLICY, "forcing-kv, Krea's settings").replace("full", "full, 21 frames")
+                parts = need.parts()
+                total = need.total_bytes - need.text_encoder_bytes
+                figures = [*(parts[part] for part in ("weights", "VAE", "cache", "passes", "headroom")), total]
+                row = [name, size, policy, *(f"{figure / GB:.1f}" for figure in (*figures, need.total_bytes))]
+                yield f"| {' | '.join(row)} |"
+
+
+def test_the_page_has_the_figures_of_the_code():
+    lines = "\n".join(table_lines())
+    assert lines in DOCUMENT.read_text(), f"put this table into {DOCUMENT.name}:\n{lines}"
+
+
+def test_a_plan_needs_nothing_but_sizes():
+    head_map = HeadMap.uniform("d", num_layers=3, num_heads=2)
+    config = TransformerConfig(dim=24, ffn_dim=31, num_layers=3, num_heads=2)
+    geometry = FrameGeometry(num_layers=3, num_heads=2, head_dim=12, frame_rows=2, frame_cols=3)
+    stream = PlannedStream(config=config, geometry=geometry, policy=ForcingKV(head_map=head_map), device=CPU)
+    assert stream.resolution == (48, 32)
+    assert stream.need().total_bytes > 0
