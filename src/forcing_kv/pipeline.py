@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcing_kv.cache import StreamCache
+from forcing_kv.cache import POSITIONS, StreamCache, check_relative_positions
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.geometry import FrameGeometry, latent_frames
 from forcing_kv.heads import HeadMap
@@ -140,6 +140,32 @@ class VideoPipeline:
             return policy
         return parse_policy(self.preset.default_policy if policy is None else policy, head_map=self.head_map)
 
+    def check(
+        self,
+        *,
+        policy: CachePolicy | str | None = None,
+        resolution: tuple[int, int] | None = None,
+        num_frames: int | None = None,
+        positions: str = "absolute",
+        keep_sink: bool = False,
+        recache_frames: int | None = None,
+    ) -> None:
+        """Refuses what `stream` would refuse of these settings, before anything is allocated."""
+        if positions not in POSITIONS:
+            raise UnknownNameError("positions", positions, POSITIONS)
+        geometry, rule = self.geometry(resolution), self.policy(policy)
+        rule.check(geometry)
+        num_chunks = None if num_frames is None else self.num_chunks(num_frames)
+        if positions == "relative":
+            check_relative_positions(
+                rule,
+                geometry,
+                trained_frames=self.preset.trained_frames,
+                num_frames=None if num_chunks is None else num_chunks * geometry.chunk_frames,
+                recache_frames=self.preset.recache_frames if recache_frames is None else recache_frames,
+                keep_sink=keep_sink,
+            )
+
     def stream(
         self,
         prompt: str | Sequence[str] | Sequence[ScheduledPrompt],
@@ -149,6 +175,7 @@ class VideoPipeline:
         resolution: tuple[int, int] | None = None,
         num_frames: int | None = None,
         num_videos: int | None = None,
+        positions: str = "absolute",
         keep_sink: bool = False,
         recache_frames: int | None = None,
         decode: bool = True,
@@ -162,6 +189,8 @@ class VideoPipeline:
             resolution: Width and height in pixels; None for the model's own.
             num_frames: Pixel frames wanted, rounded up to whole chunks; None streams for ever.
             num_videos: Videos made together; None for as many as there are texts.
+            positions: `absolute` counts frames from the start of the stream; `relative` counts within what the cache
+                holds, so that no temporal distance exceeds the frames the model was trained at.
             keep_sink: Whether the sink frames outlive a change of prompt.
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
             decode: Whether chunks carry pixel frames, or latents only.
@@ -173,15 +202,23 @@ class VideoPipeline:
         batch_size = len(prompts[0].texts(1)) if num_videos is None else num_videos
         if batch_size < 1:
             raise ConfigurationError(f"num_videos={batch_size} must be at least 1")
+        self.check(
+            policy=policy,
+            resolution=resolution,
+            num_frames=num_frames,
+            positions=positions,
+            keep_sink=keep_sink,
+            recache_frames=recache_frames,
+        )
         geometry = self.geometry(resolution)
-        rule = self.policy(policy)
         cache = StreamCache(
             geometry,
-            rule,
+            self.policy(policy),
             batch_size=batch_size,
             dtype=self.dtype,
             device=self.device,
             head_order=self.transformer.head_order,
+            rotation=self.transformer.temporal_shift() if positions == "relative" else None,
         )
         _, patch_rows, patch_cols = self.transformer.config.patch_size
         latent_shape = (

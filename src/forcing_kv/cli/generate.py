@@ -9,6 +9,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from forcing_kv.cache import POSITIONS
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.generation import (
     ChunkProgress,
@@ -52,6 +53,14 @@ def _policy_help() -> str:
     metavar="NAME[:SETTING=VALUE,...]",
     help="What the cache keeps: forcing-kv, full, window, ... [the model's own]",
 )
+@click.option(
+    "--positions",
+    type=click.Choice(POSITIONS),
+    default="absolute",
+    show_default=True,
+    help="How the model sees time: absolute counts frames from the start of the video; relative counts within what the "
+    "cache holds, so that no distance exceeds the model's training, however long the video.",
+)
 @click.option("--seconds", type=float, help=f"Length of the video, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
 @click.option("--resolution", metavar="WxH|480p|720p|1080p", help="Size in pixels. [the model's own]")
@@ -78,6 +87,7 @@ def command(
     output: Path | None,
     model: str,
     policy: str | None,
+    positions: str,
     seconds: float | None,
     frames: int | None,
     resolution: str | None,
@@ -111,12 +121,13 @@ def command(
         raise click.UsageError("give either --seconds or --frames, not both")
     prompts = [prompt_schedule(prompt or "")] if prompt_file is None else read_prompt_file(prompt_file)
     preset = read_preset(find_model(model))
-    shared: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "num_frames": frames if frames is not None else _frames(seconds, preset.fps),
-        "seed": seed,
         "policy": policy,
+        "positions": positions,
         "resolution": None if resolution is None else parse_resolution(resolution),
     }
+    shared = {**settings, "seed": seed}
     is_many = prompt_file is not None or num_videos != 1
     folders = [folder for folder in (output or Path("videos"), save_latents) if folder is not None] if is_many else []
     if is_many:
@@ -128,7 +139,7 @@ def command(
     for path in filter(None, (contact_sheet, json_path)):
         check_output_file(path, overwrite=overwrite or resume)
     pipeline = VideoPipeline.from_pretrained(model, device=device, dtype=dtype, head_map=head_map)
-    pipeline.policy(policy).check(pipeline.geometry(shared["resolution"]))
+    pipeline.check(**settings)
     for folder in folders:
         folder.mkdir(exist_ok=True)
 

@@ -25,6 +25,7 @@ class ModelPreset:
         default_resolution: Width and height in pixels.
         fps: Pixel frames per second the model was trained at.
         recache_frames: Newest frames encoded again when the prompt changes.
+        trained_frames: Latent frames the model was trained at; relative positions never reach further.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelPreset:
     default_resolution: tuple[int, int] = (832, 480)
     fps: int = 16
     recache_frames: int = 12
+    trained_frames: int = 21
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
