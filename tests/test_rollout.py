@@ -229,7 +229,7 @@ def test_pixel_frames_are_counted_right(pipeline):
         (
             {"positions": "relative", "policy": "window:window_frames=30"},
             ConfigurationError,
-            "reads 30 latent frames .* trained at 21; let it keep fewer, or use absolute",
+            "reads 30 latent frames .* trained at 21; let it keep fewer, or use --positions absolute",
         ),
         ({"positions": "relative", "policy": "full"}, ConfigurationError, "cannot hold an endless stream"),
         (

@@ -335,7 +335,7 @@ def test_a_state_with_other_positions_is_refused():
         (Window(window_frames=22), {"num_frames": 3}, "reads 22 "),  # at once, however short the stream
         ("forcing-kv:sink_frames=15,warmup_chunks=9", {}, "reads 22 .*19 of history"),  # sink, candidates, recent
         (Full(), {}, "keeps every frame, .* cannot hold an endless stream: the model was trained at 21"),
-        (Full(), {"num_frames": 24}, "a stream of 24 latent frames.*forcing-kv, window.*absolute positions"),
+        (Full(), {"num_frames": 24}, "a stream of 24 latent frames.*forcing-kv, window.*--positions absolute"),
         (Window(), {"recache_frames": 22}, "recache_frames=22 cannot be encoded.*use at most 21"),
         (Window(), {"recache_frames": 19, "keep_sink": True}, "recache_frames=19 behind a kept sink of 3.*at most 18"),
     ],

@@ -55,20 +55,20 @@ def check_relative_positions(
         length = "an endless stream" if num_frames is None else f"a stream of {num_frames} latent frames"
         raise ConfigurationError(
             f"policy {policy.spec()!r} keeps every frame, so relative positions cannot hold {length}: {limit}; make it "
-            "shorter, use a policy that forgets (forcing-kv, window), or absolute positions"
+            "shorter, use a policy that forgets (forcing-kv, window), or --positions absolute"
         )
     if held is not None and held + geometry.chunk_frames > trained_frames:
         raise ConfigurationError(
             f"policy {policy.spec()!r} reads {held + geometry.chunk_frames} latent frames with relative positions "
-            f"({held} of history, a chunk of {geometry.chunk_frames}): {limit}; let it keep fewer, or use absolute "
-            "positions"
+            f"({held} of history, a chunk of {geometry.chunk_frames}): {limit}; let it keep fewer, or use "
+            "--positions absolute"
         )
     sink_frames = max(group.sink_frames for group in _groups(policy, geometry, grouped=True)) if keep_sink else 0
     if recache_frames + sink_frames > trained_frames:
         sink = f" behind a kept sink of {sink_frames}" if sink_frames else ""
         raise ConfigurationError(
             f"recache_frames={recache_frames}{sink} cannot be encoded with relative positions: {limit}; use at most "
-            f"{trained_frames - sink_frames}, or absolute positions"
+            f"{trained_frames - sink_frames}, or --positions absolute"
         )
 
 
