@@ -23,6 +23,7 @@ class NaiveCache:
         self.kv = {}  # (layer, frame) -> (k, v), each [batch, frame_tokens, heads, head_dim]
         self.sink, self.recent = [], []  # absolute frames; recent is everything after the sink, cut when read
         self.selected = [[] for _ in range(batch_size)]  # (frame, segment) per item
+        self.candidates = []  # the frames they were chosen from
         self.num_frames = self.num_chunks = 0
         self.grouped = False
 
@@ -93,7 +94,7 @@ class NaiveCache:
             return
         recent_frames = policy.dynamic_recent_frames
         line = self.recent[max(0, len(self.recent) - recent_frames) :] + new_frames
-        leaving = line[: max(0, len(line) - recent_frames)]
+        self.candidates = leaving = line[: max(0, len(line) - recent_frames)]
         per_frame = policy.segments_per_frame
         budget = policy.selected_segments
         if budget is None:

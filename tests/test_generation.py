@@ -151,6 +151,7 @@ def test_resume_refuses_other_settings(pipeline, tmp_path):
         ({"prompts": prompt_schedule("a blue square")}, "prompt 'a red circle', not 'a blue square'"),
         ({"prompts": PROMPT, "seed": 4}, "seed 0, not 4"),
         ({"prompts": PROMPT, "policy": "full"}, "policy 'forcing-kv.*', not 'full'"),
+        ({"prompts": PROMPT, "positions": "relative"}, "positions 'absolute', not 'relative'"),
     ):
         with pytest.raises(OutputError, match=message):
             generate_video(pipeline, VideoRequest(**change, **settings), resume=True)

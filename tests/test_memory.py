@@ -9,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_setups import setups
 from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, MemoryLimitError, StreamCache, VideoPipeline, Window
 from forcing_kv.cache import cache_bytes
 from forcing_kv.free_memory import cgroup_free_bytes, free_bytes
@@ -29,6 +28,7 @@ from forcing_kv.resolution import NAMED_RESOLUTIONS
 from forcing_kv.video import WAN_VAE, StreamingVaeDecoder, VaeSize
 from forcing_kv.wan import WAN_1_3B, WAN_14B, CausalWanTransformer, TransformerConfig, pass_bytes
 from peak_memory import dry_run
+from strategies import setups
 
 GB = 10**9
 DOCUMENT = Path(__file__).parent.parent / "docs" / "memory.md"

@@ -11,8 +11,10 @@ from forcing_kv import (
     ScheduledPrompt,
     SnapshotError,
     StreamSnapshot,
+    UnknownNameError,
     VideoPipeline,
 )
+from forcing_kv.cache import POSITIONS
 from forcing_kv.prompt_schedule import prompt_schedule
 
 RED = "a red circle moves right"
@@ -63,6 +65,37 @@ def test_policies_agree_until_they_forget(pipeline, policy):
     """The first chunk reads no history, so that every policy makes the same one from the same noise."""
     chunks = [next(start(pipeline, policy=each)).latents for each in (policy, "full")]
     torch.testing.assert_close(*chunks)
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_alike"),
+    [("full", 7), ("window:window_frames=6,sink_frames=0", 7), ("window:window_frames=12,sink_frames=3", 4)],
+)
+def test_relative_positions_are_absolute_ones_until_the_sink_is_drawn_near(pipeline, policy, num_alike):
+    streams = [start(pipeline, policy=policy, positions=positions, num_frames=81) for positions in POSITIONS]
+    alike = [torch.allclose(a.latents, b.latents, atol=1e-4) for a, b in zip(*streams, strict=True)]
+    assert alike == [index < num_alike for index in range(7)]
+
+
+@pytest.mark.parametrize("policy", ["forcing-kv", "window:window_frames=9"])
+@pytest.mark.parametrize("keep_sink", [False, True])
+def test_a_restored_stream_with_relative_positions_goes_on_bit_for_bit(pipeline, policy, keep_sink):
+    schedule = [ScheduledPrompt(text=RED), ScheduledPrompt(at_seconds=3.0, text=BLUE)]
+
+    def fresh(positions="relative"):
+        return start(pipeline, prompt=schedule, policy=policy, positions=positions, keep_sink=keep_sink)
+
+    stream, other = fresh(), fresh()
+    assert all(chunk.first_frame == 3 * chunk.index for chunk in islice(stream, 4))
+    snapshot = stream.snapshot()
+    other.restore(snapshot)
+    expected = latents(stream, 6)  # the prompt changes within
+    assert torch.equal(latents(other, 6), expected)
+    assert stream.cache.num_frames == 30
+    assert stream.cache.first_position == other.cache.first_position < 9
+    assert not torch.allclose(expected, latents(fresh("absolute"), 10)[:, 12:], atol=1e-3)
+    with pytest.raises(SnapshotError, match="was made with positions='relative', this stream has 'absolute'"):
+        fresh("absolute").restore(snapshot)
 
 
 @pytest.mark.parametrize("through_file", [False, True], ids=["memory", "file"])
@@ -192,6 +225,19 @@ def test_pixel_frames_are_counted_right(pipeline):
         ({"num_videos": 0}, ConfigurationError, "num_videos=0"),
         ({"recache_frames": 0}, ConfigurationError, "recache_frames=0 keeps nothing"),
         ({"policy": "forcing-kv:segments_per_frame=5"}, ConfigurationError, "does not divide the 6 tokens"),
+        ({"positions": "near"}, UnknownNameError, "unknown positions 'near'; choose one of: absolute, relative"),
+        (
+            {"positions": "relative", "policy": "window:window_frames=30"},
+            ConfigurationError,
+            "reads 30 latent frames .* trained at 21; let it keep fewer, or use --positions absolute",
+        ),
+        ({"positions": "relative", "policy": "full"}, ConfigurationError, "cannot hold an endless stream"),
+        (
+            {"positions": "relative", "policy": "full", "num_frames": 82},
+            ConfigurationError,
+            "cannot hold a stream of 24 latent frames",
+        ),
+        ({"positions": "relative", "recache_frames": 30}, ConfigurationError, "recache_frames=30 .* at most 21"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(pipeline, settings, error, message):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forcing_kv import memory
-from forcing_kv.cache import StreamCache
+from forcing_kv.cache import POSITIONS, StreamCache, check_relative_positions
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.heads import HeadMap
@@ -167,6 +167,7 @@ class VideoPipeline:
         resolution: tuple[int, int] | None = None,
         num_frames: int | None = None,
         num_videos: int | None = None,
+        positions: str = "absolute",
         keep_sink: bool = False,
         recache_frames: int | None = None,
         decode: bool = True,
@@ -181,6 +182,8 @@ class VideoPipeline:
             resolution: Width and height in pixels; None for the model's own.
             num_frames: Pixel frames wanted, rounded up to whole chunks; None streams for ever.
             num_videos: Videos made together; None for as many as there are texts.
+            positions: `absolute` counts frames from the start of the stream; `relative` counts within what the cache
+                holds, so that no temporal distance exceeds the frames the model was trained at.
             keep_sink: Whether the sink frames outlive a change of prompt.
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
             decode: Whether chunks carry pixel frames, or latents only.
@@ -196,6 +199,17 @@ class VideoPipeline:
             raise ConfigurationError(f"num_videos={batch_size} must be at least 1")
         geometry = self.geometry(resolution)
         rule = self.policy(policy)
+        num_chunks = None if num_frames is None else self.num_chunks(num_frames)
+        recache_frames = self.preset.recache_frames if recache_frames is None else recache_frames
+        check_stream(
+            self.preset,
+            geometry,
+            rule,
+            num_chunks=num_chunks,
+            positions=positions,
+            keep_sink=keep_sink,
+            recache_frames=recache_frames,
+        )
         planned = self.plan(
             prompts,
             policy=rule,
@@ -223,6 +237,7 @@ class VideoPipeline:
             dtype=self.dtype,
             device=self.device,
             head_order=self.transformer.head_order,
+            rotation=self.transformer.temporal_shift() if positions == "relative" else None,
         )
         _, patch_rows, patch_cols = self.transformer.config.patch_size
         latent_shape = (
@@ -240,8 +255,8 @@ class VideoPipeline:
             encode_prompt=encode_prompt,
             prompts=prompts,
             decoder=StreamingVaeDecoder(self.vae) if decode and self.vae is not None else None,
-            num_chunks=None if num_frames is None else self.num_chunks(num_frames),
-            recache_frames=self.preset.recache_frames if recache_frames is None else recache_frames,
+            num_chunks=num_chunks,
+            recache_frames=recache_frames,
             keep_sink=keep_sink,
             fps=self.preset.fps,
             identity={"model": self.preset.name, "seed": seed},
@@ -316,6 +331,44 @@ class VideoPipeline:
         """
         chunks = self.stream(prompt, num_frames=num_frames, **settings)
         return torch.cat([chunk.frames for chunk in chunks if chunk.frames is not None], dim=1)
+
+
+def check_stream(
+    preset: ModelPreset,
+    geometry: FrameGeometry,
+    policy: CachePolicy,
+    *,
+    num_chunks: int | None,
+    positions: str = "absolute",
+    keep_sink: bool = False,
+    recache_frames: int | None = None,
+) -> None:
+    """Refuses settings that cannot work together; needs no loaded model.
+
+    Args:
+        preset: Of the model.
+        geometry: Of the stream.
+        policy: What the cache keeps.
+        num_chunks: Length; None for endless.
+        positions: As in `VideoPipeline.stream`, and so are the others.
+        keep_sink: See there.
+        recache_frames: See there.
+
+    Raises:
+        ForcingKVError: What cannot work, with the figures and the fix.
+    """
+    if positions not in POSITIONS:
+        raise UnknownNameError("positions", positions, POSITIONS)
+    policy.check(geometry)
+    if positions == "relative":
+        check_relative_positions(
+            policy,
+            geometry,
+            trained_frames=preset.trained_frames,
+            num_frames=None if num_chunks is None else num_chunks * geometry.chunk_frames,
+            recache_frames=preset.recache_frames if recache_frames is None else recache_frames,
+            keep_sink=keep_sink,
+        )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

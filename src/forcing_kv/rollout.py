@@ -258,12 +258,12 @@ class VideoStream(Iterator[Chunk]):
         if memory.frames:
             assert self._newest_latents is not None
             latents = self._newest_latents[:, -len(memory.frames) :]
-            self._model_over(memory.frames, memory)(latents, self._sampler.context_noise)
+            self._model_over(memory.positions, memory)(latents, self._sampler.context_noise)
 
     def _make_chunk(self) -> Tensor:
-        first_frame = self.cache.num_frames
-        frames = range(first_frame, first_frame + self.cache.geometry.chunk_frames)
-        predict_velocity = self._model_over(frames, self.cache)
+        first_position = self.cache.first_position
+        positions = range(first_position, first_position + self.cache.geometry.chunk_frames)
+        predict_velocity = self._model_over(positions, self.cache)
         latents = self._sampler.sample(self._noise.draw(), predict_velocity, self._noise.draw)
         predict_velocity(latents, self._sampler.context_noise)  # the commit pass: only what it writes is wanted
         self.cache.commit()
@@ -271,11 +271,14 @@ class VideoStream(Iterator[Chunk]):
         self._newest_latents = newest[:, -self._recache_frames :]
         return latents
 
-    def _model_over(self, frames: range, memory: SelfAttentionMemory) -> Callable[[Tensor, float], Tensor]:
-        """The transformer on `frames`, as (latents, timestep) -> velocity; their rotary angles are computed once."""
+    def _model_over(self, positions: range, memory: SelfAttentionMemory) -> Callable[[Tensor, float], Tensor]:
+        """The transformer on frames that stand at `positions`, as (latents, timestep) -> velocity.
+
+        Their rotary angles are computed once.
+        """
         assert self._text is not None
         text, geometry = self._text, self.cache.geometry
-        rope = self._transformer.rope(frames, geometry.frame_rows, geometry.frame_cols)
+        rope = self._transformer.rope(positions, geometry.frame_rows, geometry.frame_cols)
 
         def predict_velocity(latents: Tensor, timestep: float) -> Tensor:
             timesteps = torch.full(latents.shape[:2], timestep, dtype=torch.float32, device=latents.device)
@@ -298,6 +301,7 @@ class VideoStream(Iterator[Chunk]):
             **self._identity,
             "geometry": asdict(geometry),
             "policy": self.cache.policy.spec(),
+            "positions": self.cache.positions,
             "head_map": None if head_map is None else list(head_map.roles),
             "batch_size": self.cache.batch_size,
             "dtype": str(self.cache.dtype),

@@ -5,14 +5,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_setups import setups
 from forcing_kv import ConfigurationError, ForcingKV, FrameGeometry, Full, HeadMap, SnapshotError, StreamCache, Window
 from reference import NaiveCache, textbook_attention
-
-
-def random_qkv(geometry, batch_size, num_frames, generator):
-    shape = (3, batch_size, geometry.tokens(num_frames), geometry.num_heads, geometry.head_dim)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).unbind(0)
+from strategies import random_qkv, setups
 
 
 def run_chunk(geometry, cache, naive, generator, passes=2):

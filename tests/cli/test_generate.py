@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from forcing_kv.cli import cli
-from forcing_kv.video import probe
+from forcing_kv.video import probe, read_video
 from forcing_kv.video.writer import partial_folder
 
 REPORT_KEYS = {
@@ -27,6 +27,7 @@ REPORT_KEYS = {
     "cache_bytes",
     "full_cache_bytes",
     "policy",
+    "positions",
     "model",
     "device",
     "seed",
@@ -39,8 +40,8 @@ def generate(tiny_model_folder, tmp_path, monkeypatch):
     """Run `forcing-kv generate` on the small model, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object) -> Result:
-        settings = ["--model", tiny_model_folder, "--device", "cpu"]
+    def run(*arguments: object, model: object = tiny_model_folder) -> Result:
+        settings = ["--model", model, "--device", "cpu"]
         return CliRunner().invoke(cli, ["generate", *map(str, [*arguments, *settings])])
 
     return run
@@ -78,6 +79,40 @@ def test_seconds_resolution_and_savings(generate):
     assert result.exit_code == 0, result.output
     assert "out.mp4: 69 frames of 48x32" in result.stdout
     assert "% saved" in result.stdout
+
+
+def test_relative_positions_and_a_change_of_prompt(generate):
+    """On the embedded model."""
+    prompts = [
+        {"at_seconds": 0, "text": "a large red circle moving sideways"},
+        {"at_seconds": 2, "text": "a large blue square moving in circles"},
+    ]
+    Path("p.txt").write_text(json.dumps({"prompts": prompts}) + "\n")
+    arguments = ("--prompt-file", "p.txt", "-o", "videos", "--seconds", 4, "--json", "r.json")
+    result = generate(*arguments, "--positions", "relative", model="tiny")
+    assert result.exit_code == 0, result.output
+    (video,) = json.loads(Path("r.json").read_text())["videos"]
+    assert (video["positions"], video["frames"], video["prompt"]) == ("relative", 69, prompts)
+    assert json.loads(probe(video["path"]).metadata["comment"])["positions"] == "relative"
+    red, *_, blue = read_video(video["path"])[:, 16:48, 24:72].float().mean((1, 2))
+    assert red[0] > red[2]
+    assert blue[2] > blue[0]
+
+    assert generate(*arguments, "--positions", "relative", "--resume", model="tiny").exit_code == 0
+    refused = generate(*arguments, "--resume", model="tiny")
+    assert refused.exit_code == 2
+    assert "finished, with positions 'relative', not 'absolute'" in refused.stderr
+
+
+def test_positions_that_cannot_work_are_refused_before_any_work(generate):
+    arguments = ("a circle", "--num-videos", 2, "--seconds", 8)
+    refused = generate(*arguments, "--policy", "full", "--positions", "relative")
+    assert refused.exit_code == 2
+    assert "cannot hold a stream of 33 latent frames: the model was trained at 21" in refused.stderr
+    refused = generate(*arguments, "--positions", "near")
+    assert refused.exit_code == 2
+    assert "'absolute', 'relative'" in refused.stderr
+    assert os.listdir() == []
 
 
 def test_same_seed_same_video(generate):

@@ -1,6 +1,16 @@
 """The cache of one stream and the buffers it is made of."""
 
+from forcing_kv.cache.positions import POSITIONS, TemporalRotation, check_relative_positions
+from forcing_kv.cache.recache import RecachePass
 from forcing_kv.cache.size import cache_bytes, is_unbounded
-from forcing_kv.cache.stream_cache import RecachePass, StreamCache
+from forcing_kv.cache.stream_cache import StreamCache
 
-__all__ = ["RecachePass", "StreamCache", "cache_bytes", "is_unbounded"]
+__all__ = [
+    "POSITIONS",
+    "RecachePass",
+    "StreamCache",
+    "TemporalRotation",
+    "cache_bytes",
+    "check_relative_positions",
+    "is_unbounded",
+]

@@ -2,18 +2,22 @@
 
 Along the token axis it is laid out `[selected | recent | sink | current]`, each part filled from the right. So whatever
 is held, from the first chunk to the steady state, is one contiguous suffix that attention reads as it lies: nothing is
-concatenated, nothing is rotated. Keys carry their absolute position, so their order in memory is free; the recent part
-holds its newest frame first.
+concatenated, no ring turns. Keys carry their position, so their order in memory is free; the recent part holds its
+newest frame first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from forcing_kv.cache.positions import TemporalRotation
 from forcing_kv.cache.size import history_capacity, recent_capacity, selected_capacity
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import HeadGroup
+
+COUNTS = ("sink_frames", "recent_frames", "selected_tokens", "candidate_frames", "sink_position")
+"""The integers of a buffer that change as the stream goes on."""
 
 
 class GroupBuffer:
@@ -25,6 +29,8 @@ class GroupBuffer:
         kv: Keys (0) and values (1), [2, batch, tokens, heads, head_dim].
         sink_frames: Frames the sink part holds now; likewise `recent_frames`.
         selected_tokens: Tokens the selected part holds now.
+        candidate_frames: Frames that the selected segments were chosen from.
+        sink_position: Temporal position of the first sink frame, where positions are relative.
     """
 
     def __init__(
@@ -44,6 +50,8 @@ class GroupBuffer:
         self.sink_frames = 0
         self.recent_frames = 0
         self.selected_tokens = 0
+        self.candidate_frames = 0
+        self.sink_position = 0
         self.recent_capacity = recent_capacity(group, geometry, 0)
         self.segments_per_frame = segments_per_frame
         self.segment_tokens = geometry.segment_tokens(segments_per_frame) if group.selected_segments else 0
@@ -60,6 +68,11 @@ class GroupBuffer:
     def history_tokens(self) -> int:
         """Tokens held, the current chunk not counted."""
         return self.selected_tokens + self.geometry.tokens(self.recent_frames + self.sink_frames)
+
+    @property
+    def num_positions(self) -> int:
+        """Temporal positions the history takes when its frames stand consecutively."""
+        return self.sink_frames + self.candidate_frames + self.recent_frames
 
     @property
     def nbytes(self) -> int:
@@ -111,6 +124,7 @@ class GroupBuffer:
         first = torch.where(frame < self.recent_frames, in_recent, in_current) + segment * self.segment_tokens
         tokens = (first[..., None] + torch.arange(self.segment_tokens, device=first.device)).flatten(1)
 
+        self.candidate_frames = self.leaving_frames()
         self.selected_tokens = tokens.shape[1]
         selected = self.kv[:, :, self.selected_capacity - self.selected_tokens : self.selected_capacity]
         for item, item_tokens in enumerate(tokens):
@@ -118,7 +132,7 @@ class GroupBuffer:
 
     def drop_segments(self) -> None:
         """Empties the selected part."""
-        self.selected_tokens = 0
+        self.selected_tokens = self.candidate_frames = 0
 
     def commit_current(self) -> None:
         """Makes the current chunk history: it fills the sink first, then the recent part, pushing out the oldest."""
@@ -132,21 +146,39 @@ class GroupBuffer:
         for index in range(absorbed):
             self._fill_sink(self._current_start + index * frame_tokens)
 
-    def refill(self, k: Tensor, v: Tensor, *, keep_sink: bool) -> None:
-        """Starts over from a span of frames: the sink takes the first (unless it is kept), recent the last.
+    def stand_before(self, position: int, *, moved_frames: int, rotation: TemporalRotation) -> None:
+        """Lets the history stand consecutively, its newest frame directly before `position`.
+
+        Args:
+            position: Where the current chunk will stand.
+            moved_frames: How much later that is than the position the newest frame is followed by now.
+            rotation: Turns the keys.
+        """
+        sink_position = position - self.num_positions
+        newer = self.kv[0, :, self._current_start - self.history_tokens : self._sink_start]  # selected and recent
+        sink, _ = self.read_sink()
+        for keys, num_frames in ((newer, moved_frames), (sink, sink_position - self.sink_position)):
+            if num_frames and keys.shape[1]:
+                rotation.shift(keys, num_frames)
+        self.sink_position = sink_position
+
+    def forget(self, *, keep_sink: bool) -> None:
+        """Empties the history, but for a sink that is kept."""
+        self.drop_segments()
+        self.recent_frames = 0
+        if not keep_sink:
+            self.sink_frames = 0
+
+    def refill(self, k: Tensor, v: Tensor) -> None:
+        """Takes a span of frames after `forget`: the first fill what is free of the sink, the last are recent.
 
         Args:
             k: Keys of the span, [batch, frames * frame_tokens, heads, head_dim], in temporal order.
             v: Values of the span.
-            keep_sink: Whether the sink stays as it is; the span then begins after it.
         """
         frame_tokens = self.geometry.frame_tokens
         num_frames = k.shape[1] // frame_tokens
-        if not keep_sink:
-            self.sink_frames = 0
-        self.recent_frames = 0
-        self.selected_tokens = 0
-        to_sink = 0 if keep_sink else min(self.group.sink_frames, num_frames)
+        to_sink = min(self.group.sink_frames - self.sink_frames, num_frames)
         if self.group.recent_frames is None:
             self._reserve(num_frames)
         to_recent = min(self.recent_capacity, num_frames - to_sink)
@@ -166,6 +198,7 @@ class GroupBuffer:
     def take_history(self, source: "GroupBuffer") -> None:
         """Copies sink and newest frames of a buffer of the same heads, for a change of sizes."""
         frame_tokens = self.geometry.frame_tokens
+        self.sink_position = source.sink_position
         self.sink_frames = min(source.sink_frames, self.group.sink_frames)
         if self.group.recent_frames is None:
             self._reserve(source.recent_frames)
@@ -184,12 +217,17 @@ class GroupBuffer:
         """A view of the history held, [2, batch, history_tokens, heads, head_dim]."""
         return self.kv[:, :, self._current_start - self.history_tokens : self._current_start]
 
-    def load_history(self, history: Tensor, *, sink_frames: int, recent_frames: int, selected_tokens: int) -> None:
-        """Puts back what `history` gave, with its counts."""
+    def counts(self) -> dict[str, int]:
+        """Everything but the tensor that says what is held."""
+        return {name: getattr(self, name) for name in COUNTS}
+
+    def load_history(self, history: Tensor, counts: Mapping[str, int]) -> None:
+        """Puts back what `history` and `counts` gave."""
         if self.group.recent_frames is None:
             self.recent_frames = 0
-            self._reserve(recent_frames)
-        self.sink_frames, self.recent_frames, self.selected_tokens = sink_frames, recent_frames, selected_tokens
+            self._reserve(counts["recent_frames"])
+        for name in COUNTS:
+            setattr(self, name, counts[name])
         self.history().copy_(history)
 
     @property

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from forcing_kv.attention import attend
 from forcing_kv.cache.buffer import GroupBuffer
+from forcing_kv.cache.places import heads_at, join_heads
+from forcing_kv.cache.positions import TemporalRotation
+from forcing_kv.cache.recache import RecachePass
 from forcing_kv.errors import ConfigurationError, SnapshotError
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import CachePlan, CachePolicy, Selection
@@ -32,6 +35,9 @@ class StreamCache:
         device: Where they are stored.
         head_order: The head that lies at each place of the model's q, k and v, per layer; None if they lie as numbered
             (`CausalWanTransformer.head_order`).
+        rotation: Moves keys along the temporal axis; the cache then holds them at relative positions
+            (`cache.positions`), and the model must encode each chunk at `first_position`. None leaves every frame at
+            its absolute position.
 
     Raises:
         ConfigurationError: The policy cannot work at this geometry.
@@ -47,6 +53,7 @@ class StreamCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         head_order: Sequence[Sequence[int]] | None = None,
+        rotation: TemporalRotation | None = None,
     ) -> None:
         policy.check(geometry)
         self.geometry = geometry
@@ -58,10 +65,13 @@ class StreamCache:
         """Latent frames committed since the start of the stream."""
         self.num_chunks = 0
         """Chunks committed since the start of the stream."""
+        self.first_position = 0
+        """Temporal position of the current chunk's first frame."""
         self.grouped = False
         """Whether the heads are told apart now (after warm-up, or after a re-cache)."""
         self.last_selection: Selection | None = None
         """What the newest commit selected, if anything."""
+        self._rotation = rotation
         self._sink_first_frame = 0
         natural = tuple(range(geometry.num_heads))
         self._head_order = (
@@ -71,9 +81,14 @@ class StreamCache:
         self._layers = [self._allocate(self._plan, layer) for layer in range(geometry.num_layers)]
 
     @property
+    def positions(self) -> str:
+        """How temporal positions are counted: `absolute` or `relative`."""
+        return "absolute" if self._rotation is None else "relative"
+
+    @property
     def nbytes(self) -> int:
         """Bytes really held by keys and values, the current chunk and unfilled parts included."""
-        return sum(buffer.nbytes for buffers in self._layers for buffer in buffers)
+        return sum(buffer.nbytes for buffer in self._buffers)
 
     @property
     def full_nbytes(self) -> int:
@@ -99,22 +114,22 @@ class StreamCache:
         buffers = self._layers[layer]
         outputs = []
         for buffer in buffers:
-            buffer.write_current(_at(k, buffer.places), _at(v, buffer.places))
-            outputs.append(attend(_at(q, buffer.places), *buffer.read()))
-        return _join(outputs, [buffer.places for buffer in buffers])
+            buffer.write_current(heads_at(k, buffer.places), heads_at(v, buffer.places))
+            outputs.append(attend(heads_at(q, buffer.places), *buffer.read()))
+        return join_heads(outputs, [buffer.places for buffer in buffers])
 
     def commit(self) -> None:
         """Makes the chunk of the last pass history: selects segments, then moves the recent frames on."""
         self.last_selection = self._select() if self.grouped else None
-        for buffers in self._layers:
-            for buffer in buffers:
-                buffer.commit_current()
+        for buffer in self._buffers:
+            buffer.commit_current()
         self.num_frames += self.geometry.chunk_frames
         self.num_chunks += 1
         if not self.grouped and self.policy.is_grouped(self.num_chunks):
             self._start_grouping()
+        self._go_on_from(self.first_position + self.geometry.chunk_frames)
 
-    def recache(self, max_frames: int, *, keep_sink: bool = False) -> "RecachePass":
+    def recache(self, max_frames: int, *, keep_sink: bool = False) -> RecachePass:
         """Prepares a re-encoding of the newest frames under a new prompt.
 
         Run one pass over the clean latents of the frames that the returned object names, with that object as the
@@ -134,7 +149,11 @@ class StreamCache:
         if not self.grouped:
             self._start_grouping()
         self.last_selection = None
-        return RecachePass(self._layers, range(first_frame, self.num_frames), keep_sink=keep_sink)
+        for buffer in self._buffers:
+            buffer.forget(keep_sink=keep_sink)
+        frames = range(first_frame, self.num_frames)
+        self._go_on_from(first_frame)
+        return RecachePass(self._layers, frames, first_position=self.first_position, on_refilled=self._go_on_from)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A copy of everything held: tensors by name, on the host, and counters that JSON can hold."""
@@ -144,17 +163,13 @@ class StreamCache:
             counts.append([])
             for index, buffer in enumerate(buffers):
                 tensors[f"{layer}.{index}"] = buffer.history().to("cpu", copy=True)
-                counts[-1].append(
-                    {
-                        "sink_frames": buffer.sink_frames,
-                        "recent_frames": buffer.recent_frames,
-                        "selected_tokens": buffer.selected_tokens,
-                    }
-                )
+                counts[-1].append(buffer.counts())
         meta = {
             "num_frames": self.num_frames,
             "num_chunks": self.num_chunks,
             "grouped": self.grouped,
+            "positions": self.positions,
+            "first_position": self.first_position,
             "sink_first_frame": self._sink_first_frame,
             "head_order": [list(order) for order in self._head_order],
             "counts": counts,
@@ -172,19 +187,26 @@ class StreamCache:
         try:
             if meta["head_order"] != [list(order) for order in self._head_order]:
                 raise SnapshotError("the snapshot was taken with the heads of the model in another order")
+            if meta["positions"] != self.positions:
+                raise SnapshotError(f"the snapshot was taken with {meta['positions']} positions, not {self.positions}")
             for layer, (buffers, counts) in enumerate(zip(layers, meta["counts"], strict=True)):
                 for index, (buffer, count) in enumerate(zip(buffers, counts, strict=True)):
-                    buffer.load_history(tensors[f"{layer}.{index}"], **count)
+                    buffer.load_history(tensors[f"{layer}.{index}"], count)
         except (KeyError, RuntimeError, ValueError) as error:
             raise SnapshotError(f"the snapshot does not fit this cache ({self.policy.spec()}): {error}") from error
         self._plan, self._layers = plan, layers
         self.num_frames, self.num_chunks, self.grouped = meta["num_frames"], meta["num_chunks"], meta["grouped"]
+        self.first_position = meta["first_position"]
         self._sink_first_frame = meta["sink_first_frame"]
         self.last_selection = None
 
     @property
+    def _buffers(self) -> list[GroupBuffer]:
+        return [buffer for buffers in self._layers for buffer in buffers]
+
+    @property
     def _sink_frames(self) -> int:
-        return max(buffer.sink_frames for buffers in self._layers for buffer in buffers)
+        return max(buffer.sink_frames for buffer in self._buffers)
 
     def _allocate(self, plan: CachePlan, layer: int) -> list[GroupBuffer]:
         place_of = {head: place for place, head in enumerate(self._head_order[layer])}
@@ -219,7 +241,7 @@ class StreamCache:
         if leader is None:
             return None
         chooser = next(buffer for buffer in self._layers[leader] if buffer.group.selected_segments)
-        selecting = [buffer for buffers in self._layers for buffer in buffers if buffer.group.selected_segments]
+        selecting = [buffer for buffer in self._buffers if buffer.group.selected_segments]
         if not chooser.leaving_frames():
             for buffer in selecting:
                 buffer.drop_segments()
@@ -229,47 +251,17 @@ class StreamCache:
             buffer.keep_segments(selection.segments, self._plan.segments_per_frame)
         return selection
 
+    def _go_on_from(self, position: int) -> None:
+        """Settles where the next frames stand.
 
-class RecachePass:
-    """The memory of a re-encoding pass: full attention among its frames, whose keys and values then fill the cache.
-
-    Attributes:
-        frames: Absolute indices of the latent frames to encode; with a kept sink there may be none, and no pass is due.
-    """
-
-    def __init__(self, layers: list[list[GroupBuffer]], frames: range, *, keep_sink: bool) -> None:
-        self.frames = frames
-        self._layers = layers
-        self._keep_sink = keep_sink
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As `StreamCache.attend`, over the frames of the pass and the kept sink."""
-        outputs = []
-        for buffer in self._layers[layer]:
-            keys, values = _at(k, buffer.places), _at(v, buffer.places)
-            sink_keys, sink_values = buffer.read_sink() if self._keep_sink else (keys[:, :0], values[:, :0])
-            outputs.append(
-                attend(
-                    _at(q, buffer.places), torch.cat((sink_keys, keys), dim=1), torch.cat((sink_values, values), dim=1)
+        Args:
+            position: Directly after the newest frame of the history. Relative positions move the history up, so that
+                in the group that holds most it begins at 0; as long as nothing is dropped, that moves nothing.
+        """
+        self.first_position = position
+        if self._rotation is not None:
+            self.first_position = max(buffer.num_positions for buffer in self._buffers)
+            for buffer in self._buffers:
+                buffer.stand_before(
+                    self.first_position, moved_frames=self.first_position - position, rotation=self._rotation
                 )
-            )
-            buffer.refill(keys, values, keep_sink=self._keep_sink)
-        return _join(outputs, [buffer.places for buffer in self._layers[layer]])
-
-
-def _at(x: Tensor, places: Sequence[int]) -> Tensor:
-    """The heads of x [batch, tokens, heads, head_dim] at `places`: a view if they lie side by side."""
-    if places[-1] - places[0] + 1 == len(places):
-        return x[:, :, places[0] : places[-1] + 1]
-    return torch.stack([x[:, :, place] for place in places], dim=2)
-
-
-def _join(parts: Sequence[Tensor], places: Sequence[Sequence[int]]) -> Tensor:
-    """Puts the heads of `parts` back at their places."""
-    if len(parts) == 1:
-        return parts[0]
-    order = [place for part in places for place in part]
-    joined = torch.cat(list(parts), dim=2)
-    if order == sorted(order):
-        return joined
-    return torch.stack([joined[:, :, order.index(place)] for place in range(len(order))], dim=2)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from forcing_kv.cache import POSITIONS
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.generation import (
     ChunkProgress,
@@ -27,7 +28,7 @@ from forcing_kv.heads import HeadMap
 from forcing_kv.memory import check_memory, plan_run
 from forcing_kv.models import find_model
 from forcing_kv.output_files import atomic_write, check_output_file
-from forcing_kv.pipeline import VideoPipeline, resolve_device, resolve_dtype
+from forcing_kv.pipeline import VideoPipeline, check_stream, resolve_device, resolve_dtype
 from forcing_kv.policies import POLICIES, describe_settings
 from forcing_kv.prompt_file import read_prompt_file
 from forcing_kv.prompt_schedule import prompt_schedule
@@ -54,6 +55,14 @@ def _policy_help() -> str:
     "--policy",
     metavar="NAME[:SETTING=VALUE,...]",
     help="What the cache keeps: forcing-kv, full, window, ... [the model's own]",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(POSITIONS),
+    default="absolute",
+    show_default=True,
+    help="How the model sees time: absolute counts frames from the start of the video; relative counts within what the "
+    "cache holds, so that no distance exceeds the model's training, however long the video.",
 )
 @click.option("--seconds", type=float, help=f"Length of the video, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
@@ -101,6 +110,7 @@ def command(
     output: Path | None,
     model: str,
     policy: str | None,
+    positions: str,
     seconds: float | None,
     frames: int | None,
     resolution: str | None,
@@ -140,9 +150,10 @@ def command(
     prompts = [prompt_schedule(prompt or "")] if prompt_file is None else read_prompt_file(prompt_file)
     source = find_model(model, weights=weights, lora=lora, components=components)
     shared: dict[str, Any] = {
-        "num_frames": frames if frames is not None else _frames(seconds, source.preset.fps),
         "seed": seed,
+        "num_frames": frames if frames is not None else _frames(seconds, source.preset.fps),
         "policy": policy,
+        "positions": positions,
         "resolution": None if resolution is None else parse_resolution(resolution),
     }
     is_many = prompt_file is not None or num_videos != 1
@@ -168,7 +179,7 @@ def command(
         dtype=resolve_dtype(dtype, run_device),
         device=run_device,
     )
-    planned.policy.check(planned.geometry)
+    check_stream(source.preset, planned.geometry, planned.policy, num_chunks=planned.num_chunks, positions=positions)
     if not skip_memory_check:
         check_memory(planned)
     with tqdm(desc="loading weights", unit="weight", leave=False, disable=None) as bar:

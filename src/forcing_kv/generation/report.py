@@ -31,6 +31,7 @@ class GenerationReport:
         cache_bytes: Held by the cache at the end.
         full_cache_bytes: What a cache of every frame would hold at that point.
         policy: Spelling, settings included.
+        positions: How temporal positions were counted.
         model: Name.
         device: Where it ran.
         dtype: What it was computed in.
@@ -55,6 +56,7 @@ class GenerationReport:
     cache_bytes: int
     full_cache_bytes: int
     policy: str
+    positions: str
     model: str
     device: str
     dtype: str

@@ -30,6 +30,7 @@ class VideoRequest:
         seed: Of the noise.
         policy: What the cache keeps, as an object or in its spelling; None for the model's default.
         resolution: Width and height in pixels; None for the model's own.
+        positions: How temporal positions are counted, `absolute` or `relative`.
         latents_path: Where the latents go, as safetensors; None keeps none.
 
     Raises:
@@ -42,6 +43,7 @@ class VideoRequest:
     seed: int = 0
     policy: CachePolicy | str | None = None
     resolution: tuple[int, int] | None = None
+    positions: str = "absolute"
     latents_path: Path | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ def plan_requests(
     num_videos: int = 1,
     policy: CachePolicy | str | None = None,
     resolution: tuple[int, int] | None = None,
+    positions: str = "absolute",
     latents_folder: Path | None = None,
 ) -> list[VideoRequest]:
     """Many videos in one folder: each prompt `num_videos` times, with seeds `seed`, `seed + 1` and so on.
@@ -91,6 +94,7 @@ def plan_requests(
                     seed=seed + offset,
                     policy=policy,
                     resolution=resolution,
+                    positions=positions,
                     latents_path=latents_folder / f"{name}.safetensors" if latents_folder else None,
                 )
             )

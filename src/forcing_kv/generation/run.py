@@ -77,6 +77,7 @@ def generate_video(
         seed=request.seed,
         resolution=request.resolution,
         num_frames=request.num_frames,
+        positions=request.positions,
         check_memory=check_memory,
     )
     run = _Run(pipeline, request, stream)
@@ -103,13 +104,14 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
     """Refuse to pass a finished video off as this request if it was made otherwise.
 
     Raises:
-        OutputError: The file's model, policy or length is another.
+        OutputError: The file's model, policy, positions or length are others.
     """
     info = probe(request.path)
     made = {**json.loads(info.metadata["comment"]), "frames": info.num_frames}
     asked = {
         "model": pipeline.preset.name,
         "policy": pipeline.policy(request.policy).spec(),
+        "positions": request.positions,
         "frames": pixel_frames(pipeline.num_chunks(request.num_frames) * pipeline.preset.chunk_frames),
     }
     for name, value in asked.items():
@@ -136,6 +138,7 @@ class _Run:
             "seed": request.seed,
             "model": pipeline.preset.name,
             "policy": stream.cache.policy.spec(),
+            "positions": stream.cache.positions,
             "version": package_version(),
         }
 
@@ -202,6 +205,7 @@ class _Run:
             cache_bytes=cache.nbytes,
             full_cache_bytes=cache.full_nbytes,
             policy=cache.policy.spec(),
+            positions=cache.positions,
             model=self.pipeline.preset.name,
             device=_device_name(self.pipeline.device),
             dtype=str(self.pipeline.dtype).removeprefix("torch."),

@@ -28,6 +28,7 @@ class ModelPreset:
         default_resolution: Width and height in pixels.
         fps: Pixel frames per second the model was trained at.
         recache_frames: Newest frames encoded again when the prompt changes.
+        trained_frames: Latent frames the model was trained at; relative positions never reach further.
         components: Repository on the hub with text encoder, tokenizer and VAE, for a folder that does not hold them.
     """
 
@@ -43,6 +44,7 @@ class ModelPreset:
     default_resolution: tuple[int, int] = (832, 480)
     fps: int = 16
     recache_frames: int = 12
+    trained_frames: int = 21
     components: str = ""
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
     model = load_averaged(folder)
     model.transformer.bfloat16()
     model.text_encoder.bfloat16()
+    preset = replace(PRESET, trained_frames=max(shard.num_frames for shard in recipe.shards))
     pipeline = VideoPipeline(
-        preset=PRESET,
+        preset=preset,
         transformer=model.transformer.float(),  # rounded to bf16, computed in fp32
         encode_prompt=TextEncoder(model.text_encoder.float(), model.tokenizer, text_len=TEXT_LEN),
     )
@@ -60,7 +62,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
     head_map = measure_frame_mass(pipeline, prompts, num_chunks=_CALIBRATION_CHUNKS, seed=recipe.seed)
     save_model(
         target,
-        preset=PRESET,
+        preset=preset,
         transformer=model.transformer.bfloat16(),
         vae=vae.bfloat16(),
         text_encoder=model.text_encoder.bfloat16(),

@@ -1,7 +1,7 @@
 """The causal Wan transformer, at any size, with the state-dict names of the released checkpoints."""
 
 from forcing_kv.wan.config import WAN_1_3B, WAN_14B, TransformerConfig
-from forcing_kv.wan.rope import RotaryTable
+from forcing_kv.wan.rope import RotaryTable, TemporalShift
 from forcing_kv.wan.size import pass_bytes, text_memory_bytes
 from forcing_kv.wan.transformer import CausalWanTransformer, SelfAttentionMemory, TextMemory
 
@@ -11,6 +11,7 @@ __all__ = [
     "CausalWanTransformer",
     "RotaryTable",
     "SelfAttentionMemory",
+    "TemporalShift",
     "TextMemory",
     "TransformerConfig",
     "pass_bytes",

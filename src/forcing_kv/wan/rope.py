@@ -1,7 +1,8 @@
 """Rotary position embedding over (time, row, column), in interleaved pairs.
 
-The temporal position is the absolute latent frame index of the stream. There is no table that could end: the angles of
-a chunk are computed, in float64, when the chunk begins.
+The temporal position of a frame is its absolute index in the stream, unless the cache counts relative to the current
+chunk. There is no table that could end: the angles of a chunk are computed, in float64, when the chunk begins. Rotated
+keys can still be moved along the temporal axis, because turning by two angles is turning by their sum.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ class RotaryTable:
     """Cosines and sines of the angles of every token.
 
     Attributes:
-        cos: [1, tokens, 1, head_dim / 2], float32.
+        cos: [1, tokens, 1, head_dim / 2], float32; of one token where all turn alike.
         sin: Shaped as `cos`.
     """
 
@@ -26,7 +27,7 @@ class RotaryTable:
     @classmethod
     def build(
         cls,
-        frames: Sequence[int],
+        positions: Sequence[int],
         *,
         rows: int,
         cols: int,
@@ -34,13 +35,10 @@ class RotaryTable:
         theta: float = 10000.0,
         device: torch.device | str = "cpu",
     ) -> "RotaryTable":
-        """Angles for the tokens of `frames` (absolute latent frame indices), in row-major order.
-
-        Of `head_dim` values the row and column axes turn 2 * (head_dim // 6) each, the temporal axis the rest.
-        """
-        spatial_dim = 2 * (head_dim // 6)
+        """Angles for the tokens of the frames at these temporal positions, in row-major order."""
+        temporal_dim, spatial_dim = _axis_dims(head_dim)
         axes = (
-            (torch.tensor(list(frames)), head_dim - 2 * spatial_dim),
+            (torch.tensor(list(positions)), temporal_dim),
             (torch.arange(rows), spatial_dim),
             (torch.arange(cols), spatial_dim),
         )
@@ -69,6 +67,45 @@ class RotaryTable:
         even, odd = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
         rotated = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), dim=-1)
         return rotated.flatten(-2).to(x.dtype)
+
+
+class TemporalShift:
+    """Moves rotated keys along the temporal axis; what the stream cache needs for relative positions.
+
+    The table of a shift is made when it is first asked for, and kept: a stream in its steady state asks for one only.
+
+    Args:
+        head_dim: Values per head.
+        theta: Base of the frequencies, as the keys were rotated with.
+        device: Where the keys are.
+    """
+
+    def __init__(self, head_dim: int, *, theta: float = 10000.0, device: torch.device | str = "cpu") -> None:
+        self._temporal_dim, _ = _axis_dims(head_dim)
+        self._theta = theta
+        self._device = device
+        self._tables: dict[int, RotaryTable] = {}
+
+    def shift(self, keys: Tensor, num_frames: int) -> None:
+        """Turns `keys`, in place, as if their frames stood `num_frames` later; earlier, if it is negative.
+
+        Args:
+            keys: [batch, tokens, heads, head_dim]; computed in float32. Rows and columns stay as they are.
+            num_frames: The same for all tokens.
+        """
+        if num_frames not in self._tables:
+            angles = num_frames * _frequencies(self._temporal_dim, self._theta)[None, None, None]
+            self._tables[num_frames] = RotaryTable(
+                cos=angles.cos().float().to(self._device), sin=angles.sin().float().to(self._device)
+            )
+        temporal = keys[..., : self._temporal_dim]
+        temporal.copy_(self._tables[num_frames].rotate(temporal))
+
+
+def _axis_dims(head_dim: int) -> tuple[int, int]:
+    """Values of a head that the temporal axis turns, and those that rows and columns turn each."""
+    spatial_dim = 2 * (head_dim // 6)
+    return head_dim - 2 * spatial_dim, spatial_dim
 
 
 def _frequencies(dim: int, theta: float) -> Tensor:

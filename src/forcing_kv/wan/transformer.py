@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from forcing_kv.attention import attend
 from forcing_kv.wan.config import TransformerConfig
-from forcing_kv.wan.rope import RotaryTable
+from forcing_kv.wan.rope import RotaryTable, TemporalShift
 
 
 class SelfAttentionMemory(Protocol):
@@ -76,17 +76,21 @@ class CausalWanTransformer(nn.Module):
         return TextMemory(layers=tuple(block.cross_attn.keys_and_values(context) for block in self._blocks))
 
     def rope(
-        self, frames: Sequence[int], rows: int, cols: int, device: torch.device | str | None = None
+        self, positions: Sequence[int], rows: int, cols: int, device: torch.device | str | None = None
     ) -> RotaryTable:
-        """Rotary angles of `frames` (absolute latent frame indices) on a grid of rows x cols tokens."""
+        """Rotary angles of frames at these temporal positions, on a grid of rows x cols tokens."""
         return RotaryTable.build(
-            frames,
+            positions,
             rows=rows,
             cols=cols,
             head_dim=self.config.head_dim,
             theta=self.config.rope_theta,
             device=self.device if device is None else device,
         )
+
+    def temporal_shift(self) -> TemporalShift:
+        """What moves this model's keys along the temporal axis, for a `StreamCache` with relative positions."""
+        return TemporalShift(self.config.head_dim, theta=self.config.rope_theta, device=self.device)
 
     def forward(
         self, latents: Tensor, timesteps: Tensor, *, text: TextMemory, rope: RotaryTable, memory: SelfAttentionMemory

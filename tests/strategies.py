@@ -1,12 +1,13 @@
-"""Geometries and policies that fit them, for property tests."""
+"""Random geometries, policies and tensors, for the property tests of the cache."""
 
+import torch
 from hypothesis import strategies as st
 
 from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, Window
 
 
 @st.composite
-def setups(draw):
+def setups(draw, head_dim=4):
     """A geometry and a policy that fits it, odd sizes included."""
     num_layers, num_heads = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     segments = draw(st.sampled_from([1, 2, 3]))
@@ -14,7 +15,7 @@ def setups(draw):
     geometry = FrameGeometry(
         num_layers=num_layers,
         num_heads=num_heads,
-        head_dim=4,
+        head_dim=head_dim,
         frame_rows=segments,
         frame_cols=draw(st.integers(1, 3)),
         chunk_frames=chunk_frames,
@@ -42,3 +43,8 @@ def setups(draw):
         warmup_chunks=max(1, -(-needed // chunk_frames)) + draw(st.integers(0, 1)),
         dense_layers=draw(st.sampled_from([frozenset({0}), frozenset()])),
     )
+
+
+def random_qkv(geometry, batch_size, num_frames, generator):
+    shape = (3, batch_size, geometry.tokens(num_frames), geometry.num_heads, geometry.head_dim)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).unbind(0)
