@@ -87,15 +87,30 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
 
 
 def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads diffusers' `AutoencoderKLWan`."""
+    """Loads diffusers' `AutoencoderKLWan`; its `encoder` is None where the folder holds the weights to decode only.
+
+    Raises:
+        CheckpointError: Files that are missing or broken, or weights to decode that are missing.
+    """
     from diffusers import AutoencoderKLWan
 
     try:
-        vae: Any = AutoencoderKLWan.from_pretrained(
-            str(folder / "vae"), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        vae: Any
+        vae, loading = AutoencoderKLWan.from_pretrained(
+            str(folder / "vae"),
+            torch_dtype=dtype,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot load the VAE from {folder / 'vae'}: {error}") from error
+    missing = sorted(loading["missing_keys"])  # the library has filled them with random values
+    needed = [name for name in missing if not name.startswith(("encoder.", "quant_conv."))]
+    if needed:
+        raise CheckpointError(f"the VAE in {folder / 'vae'} lacks weights: {', '.join(needed[:MAX_LISTED])}")
+    if missing:
+        vae.encoder = vae.quant_conv = None
     vae.to(device).requires_grad_(False)
     return vae.eval()
 
