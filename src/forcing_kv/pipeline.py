@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from forcing_kv.cache import StreamCache
+from forcing_kv.continuation import given_latents, latents_resolution
 from forcing_kv.errors import ConfigurationError, UnknownNameError
-from forcing_kv.geometry import FrameGeometry, latent_frames
+from forcing_kv.geometry import FrameGeometry, latent_frames, pixel_frames
 from forcing_kv.heads import HeadMap
 from forcing_kv.models import (
     ModelPreset,
@@ -33,8 +34,6 @@ from forcing_kv.video import StreamingVaeDecoder
 from forcing_kv.wan import CausalWanTransformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LATENT_STRIDE = 8
-"""Pixels per latent value along each side."""
 
 
 class VideoPipeline:
@@ -152,6 +151,7 @@ class VideoPipeline:
         keep_sink: bool = False,
         recache_frames: int | None = None,
         decode: bool = True,
+        continue_from: Tensor | None = None,
     ) -> VideoStream:
         """Starts a video; iterate the result for its chunks.
 
@@ -159,12 +159,15 @@ class VideoPipeline:
             prompt: A text, one text per video of a batch, or prompts scheduled over time.
             policy: What the cache keeps, as an object or in its spelling; None for the model's default.
             seed: Of the first video; the next of a batch has seed + 1.
-            resolution: Width and height in pixels; None for the model's own.
-            num_frames: Pixel frames wanted, rounded up to whole chunks; None streams for ever.
+            resolution: Width and height in pixels; None for that of `continue_from`, or the model's own.
+            num_frames: Pixel frames to make, rounded up to whole chunks; None streams for ever.
             num_videos: Videos made together; None for as many as there are texts.
             keep_sink: Whether the sink frames outlive a change of prompt.
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
             decode: Whether chunks carry pixel frames, or latents only.
+            continue_from: Latents that the video begins with, standardised, [frames, channels, height, width] as
+                `--save-latents` keeps them, or with a batch axis in front as the chunks of a stream have. Their whole
+                chunks come first, marked `given`, and `num_frames` are made after them.
 
         Raises:
             ForcingKVError: A setting that cannot work, with the figures and the fix.
@@ -173,6 +176,16 @@ class VideoPipeline:
         batch_size = len(prompts[0].texts(1)) if num_videos is None else num_videos
         if batch_size < 1:
             raise ConfigurationError(f"num_videos={batch_size} must be at least 1")
+        given, given_frames = None, 0
+        if continue_from is not None:
+            given = given_latents(
+                continue_from,
+                batch_size=batch_size,
+                chunk_frames=self.preset.chunk_frames,
+                num_channels=self.transformer.config.in_dim,
+                resolution=resolution,
+            )
+            given_frames, resolution = given.shape[1], latents_resolution(given)
         geometry = self.geometry(resolution)
         rule = self.policy(policy)
         cache = StreamCache(
@@ -199,22 +212,23 @@ class VideoPipeline:
             encode_prompt=self.encode_prompt,
             prompts=prompts,
             decoder=StreamingVaeDecoder(self.vae) if decode and self.vae is not None else None,
-            num_chunks=None if num_frames is None else self.num_chunks(num_frames),
+            num_chunks=None if num_frames is None else self.num_chunks(num_frames, given_frames=given_frames),
             recache_frames=self.preset.recache_frames if recache_frames is None else recache_frames,
             keep_sink=keep_sink,
             fps=self.preset.fps,
+            given=given,
             identity={"model": self.preset.name, "seed": seed},
         )
 
-    def num_chunks(self, num_frames: int) -> int:
-        """Fewest whole chunks that give `num_frames` pixel frames.
+    def num_chunks(self, num_frames: int, *, given_frames: int = 0) -> int:
+        """Fewest whole chunks that give `num_frames` pixel frames after `given_frames` latent frames.
 
         Raises:
             ConfigurationError: Fewer than 1 frame.
         """
         if num_frames < 1:
             raise ConfigurationError(f"num_frames={num_frames} must be at least 1")
-        return -(-latent_frames(num_frames) // self.preset.chunk_frames)
+        return -(-latent_frames(pixel_frames(given_frames) + num_frames) // self.preset.chunk_frames)
 
     def generate(self, prompt: str | Sequence[str], *, num_frames: int, **settings: Any) -> Tensor:
         """Makes a whole video in memory.
