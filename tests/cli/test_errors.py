@@ -132,7 +132,7 @@ def test_help_of_generate_teaches_every_flag():
     assert result.exit_code == 0
     flags = (
         "-o --model --policy --seconds --frames --resolution --seed --num-videos --device --dtype --head-map "
-        "--prompt-file --save-latents --contact-sheet --json --resume --overwrite"
+        "--prompt-file --save-latents --continue-from --contact-sheet --json --resume --overwrite"
     )
     for flag in flags.split():
         assert flag in result.output
