@@ -84,6 +84,11 @@ def latent_frames(num_pixel_frames: int) -> int:
     return max(0, -(-(num_pixel_frames + TEMPORAL_STRIDE - 1) // TEMPORAL_STRIDE)) if num_pixel_frames > 0 else 0
 
 
+def filled_latent_frames(num_pixel_frames: int) -> int:
+    """Most latent frames that `num_pixel_frames` pixel frames make, all whole."""
+    return (num_pixel_frames + TEMPORAL_STRIDE - 1) // TEMPORAL_STRIDE
+
+
 def start_seconds(latent_frame: int, fps: float) -> float:
     """Video time at which a latent frame begins."""
     return pixel_frames(latent_frame) / fps

@@ -207,6 +207,7 @@ def plan_run(
     prompt: str | Sequence[str] | Sequence[ScheduledPrompt],
     *,
     num_frames: int | None = None,
+    given_frames: int = 0,
     num_videos: int | None = None,
     recache_frames: int | None = None,
     **settings: Any,
@@ -217,7 +218,8 @@ def plan_run(
         config: Sizes of its transformer.
         preset: How it is sampled.
         prompt: A text, one per video, or prompts over time.
-        num_frames: Pixel frames wanted; None streams for ever.
+        num_frames: Pixel frames to make; None streams for ever.
+        given_frames: Latent frames that the video begins with.
         num_videos: Videos made together; None for as many as there are texts.
         recache_frames: Latent frames encoded again when the prompt changes; None for the model's default.
         **settings: As in `plan_stream`.
@@ -229,7 +231,7 @@ def plan_run(
         config,
         preset,
         batch_size=len(prompts[0].texts(1)) if num_videos is None else num_videos,
-        num_chunks=None if num_frames is None else preset.num_chunks(num_frames),
+        num_chunks=None if num_frames is None else preset.num_chunks(num_frames, given_frames=given_frames),
         recache_frames=(recache_frames or preset.recache_frames) if may_change else 0,
         **settings,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from forcing_kv import memory
 from forcing_kv.cache import POSITIONS, StreamCache, check_relative_positions
+from forcing_kv.continuation import given_latents, latents_resolution
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.heads import HeadMap
@@ -28,8 +29,6 @@ from forcing_kv.video import StreamingVaeDecoder, VaeSize
 from forcing_kv.wan import CausalWanTransformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LATENT_STRIDE = 8
-"""Pixels per latent value along each side."""
 
 
 class VideoPipeline:
@@ -171,6 +170,7 @@ class VideoPipeline:
         keep_sink: bool = False,
         recache_frames: int | None = None,
         decode: bool = True,
+        continue_from: Tensor | None = None,
         check_memory: bool = True,
     ) -> VideoStream:
         """Starts a video; iterate the result for its chunks.
@@ -179,14 +179,17 @@ class VideoPipeline:
             prompt: A text, one text per video of a batch, or prompts scheduled over time.
             policy: What the cache keeps, as an object or in its spelling; None for the model's default.
             seed: Of the first video; the next of a batch has seed + 1.
-            resolution: Width and height in pixels; None for the model's own.
-            num_frames: Pixel frames wanted, rounded up to whole chunks; None streams for ever.
+            resolution: Width and height in pixels; None for that of `continue_from`, or the model's own.
+            num_frames: Pixel frames to make, rounded up to whole chunks; None streams for ever.
             num_videos: Videos made together; None for as many as there are texts.
             positions: `absolute` counts frames from the start of the stream; `relative` counts within what the cache
                 holds, so that no temporal distance exceeds the frames the model was trained at.
             keep_sink: Whether the sink frames outlive a change of prompt.
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
             decode: Whether chunks carry pixel frames, or latents only.
+            continue_from: Latents that the video begins with, standardised, [frames, channels, height, width] as
+                `--save-latents` keeps them, or with a batch axis in front as the chunks of a stream have. Their whole
+                chunks come first, marked `given`, and `num_frames` are made after them.
             check_memory: Whether a stream that the device cannot hold is refused now.
 
         Raises:
@@ -197,27 +200,36 @@ class VideoPipeline:
         batch_size = len(prompts[0].texts(1)) if num_videos is None else num_videos
         if batch_size < 1:
             raise ConfigurationError(f"num_videos={batch_size} must be at least 1")
-        geometry = self.geometry(resolution)
-        rule = self.policy(policy)
-        num_chunks = None if num_frames is None else self.num_chunks(num_frames)
+        given, given_frames = None, 0
+        if continue_from is not None:
+            given = given_latents(
+                continue_from,
+                batch_size=batch_size,
+                chunk_frames=self.preset.chunk_frames,
+                num_channels=self.transformer.config.in_dim,
+                resolution=resolution,
+            )
+            given_frames, resolution = given.shape[1], latents_resolution(given)
         recache_frames = self.preset.recache_frames if recache_frames is None else recache_frames
-        check_stream(
-            self.preset,
-            geometry,
-            rule,
-            num_chunks=num_chunks,
-            positions=positions,
-            keep_sink=keep_sink,
-            recache_frames=recache_frames,
-        )
         planned = self.plan(
             prompts,
-            policy=rule,
+            policy=policy,
             resolution=resolution,
             num_frames=num_frames,
+            given_frames=given_frames,
             num_videos=batch_size,
             recache_frames=recache_frames,
             decode=decode,
+        )
+        geometry = planned.geometry
+        check_stream(
+            self.preset,
+            geometry,
+            planned.policy,
+            num_chunks=planned.num_chunks,
+            positions=positions,
+            keep_sink=keep_sink,
+            recache_frames=recache_frames,
         )
         # The text encoder counts as memory to be had: it is given up where the run needs it.
         loaded_bytes = planned.need().model_bytes + self.encode_prompt.bytes_on(self.device)
@@ -232,7 +244,7 @@ class VideoPipeline:
         )
         cache = StreamCache(
             geometry,
-            rule,
+            planned.policy,
             batch_size=batch_size,
             dtype=self.dtype,
             device=self.device,
@@ -255,10 +267,11 @@ class VideoPipeline:
             encode_prompt=encode_prompt,
             prompts=prompts,
             decoder=StreamingVaeDecoder(self.vae) if decode and self.vae is not None else None,
-            num_chunks=num_chunks,
+            num_chunks=planned.num_chunks,
             recache_frames=recache_frames,
             keep_sink=keep_sink,
             fps=self.preset.fps,
+            given=given,
             identity={"model": self.preset.name, "seed": seed},
         )
 
@@ -290,6 +303,7 @@ class VideoPipeline:
         policy: CachePolicy | str | None = None,
         resolution: tuple[int, int] | None = None,
         num_frames: int | None = None,
+        given_frames: int = 0,
         num_videos: int | None = None,
         recache_frames: int | None = None,
         decode: bool = True,
@@ -300,6 +314,7 @@ class VideoPipeline:
             self.preset,
             prompt,
             num_frames=num_frames,
+            given_frames=given_frames,
             num_videos=num_videos,
             recache_frames=recache_frames,
             head_map=self.head_map,
@@ -310,13 +325,13 @@ class VideoPipeline:
             vae=VaeSize.of(self.vae) if decode and self.vae is not None else None,
         )
 
-    def num_chunks(self, num_frames: int) -> int:
-        """Fewest whole chunks that give `num_frames` pixel frames.
+    def num_chunks(self, num_frames: int, *, given_frames: int = 0) -> int:
+        """Fewest whole chunks that give `num_frames` pixel frames after `given_frames` latent frames.
 
         Raises:
             ConfigurationError: Fewer than 1 frame.
         """
-        return self.preset.num_chunks(num_frames)
+        return self.preset.num_chunks(num_frames, given_frames=given_frames)
 
     def generate(self, prompt: str | Sequence[str], *, num_frames: int, **settings: Any) -> Tensor:
         """Makes a whole video in memory.

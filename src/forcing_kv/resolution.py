@@ -7,6 +7,9 @@ from forcing_kv.errors import ConfigurationError
 PIXELS_PER_TOKEN = 16
 """Pixels per token along each side: the VAE's stride of 8, times the patch of 2."""
 
+PIXELS_PER_LATENT = 8
+"""Pixels per latent value along each side: the VAE's stride."""
+
 NAMED_RESOLUTIONS = {
     "480p": (832, 480),
     "720p": (1280, 720),
@@ -39,7 +42,13 @@ def parse_resolution(text: str) -> tuple[int, int]:
 def check_resolution(width: int, height: int) -> None:
     """Raises `ConfigurationError` unless both sides are positive multiples of 16; names the nearest that are."""
     if width < PIXELS_PER_TOKEN or height < PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN or height % PIXELS_PER_TOKEN:
-        nearest = "x".join(str(max(1, round(side / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN) for side in (width, height))
+        nearest = "x".join(map(str, nearest_resolution(width, height)))
         raise ConfigurationError(
             f"resolution {width}x{height}: width and height must be multiples of {PIXELS_PER_TOKEN}; nearest: {nearest}"
         )
+
+
+def nearest_resolution(width: int, height: int) -> tuple[int, int]:
+    """The width and height nearest to those given that the token grid allows."""
+    columns, rows = (max(1, round(side / PIXELS_PER_TOKEN)) for side in (width, height))
+    return columns * PIXELS_PER_TOKEN, rows * PIXELS_PER_TOKEN

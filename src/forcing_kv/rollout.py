@@ -67,6 +67,7 @@ class Chunk:
         frames: uint8 [batch, pixel_frames, height, width, 3] on the CPU, or None for a stream without a decoder.
         prompts: The prompt of each batch item.
         timings: Where the time went.
+        given: Whether its latents were given to the stream, not made by it.
     """
 
     index: int
@@ -75,6 +76,7 @@ class Chunk:
     frames: Tensor | None
     prompts: tuple[str, ...]
     timings: ChunkTimings
+    given: bool = False
 
 
 class VideoStream(Iterator[Chunk]):
@@ -92,6 +94,9 @@ class VideoStream(Iterator[Chunk]):
         recache_frames: Newest frames that are encoded again when the prompt changes.
         keep_sink: Whether the sink outlives a change of prompt.
         fps: Pixel frames per second of video.
+        given: Latents of the video's beginning, [batch, frames, channels, height, width], float32, whole chunks: they
+            are committed in place of chunks that would be made. The noise of those is drawn all the same, so that what
+            follows is what would follow if the stream had made them itself.
         identity: Names (model, seed, ...) that a snapshot must share with the stream it is restored into.
     """
 
@@ -109,6 +114,7 @@ class VideoStream(Iterator[Chunk]):
         recache_frames: int = DEFAULT_RECACHE_FRAMES,
         keep_sink: bool = False,
         fps: float = DEFAULT_FPS,
+        given: Tensor | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
         if recache_frames < 1:
@@ -125,6 +131,7 @@ class VideoStream(Iterator[Chunk]):
         self._decoder = decoder
         self._recache_frames = recache_frames
         self._keep_sink = keep_sink
+        self._given = given
         self._identity = dict(identity or {})
         self._pending = list(prompts)
         self._check_texts(self._pending)
@@ -137,6 +144,11 @@ class VideoStream(Iterator[Chunk]):
     def chunk_index(self) -> int:
         """Number of the next chunk."""
         return self.cache.num_chunks
+
+    @property
+    def given_frames(self) -> int:
+        """Latent frames that the stream was given to begin with."""
+        return 0 if self._given is None else self._given.shape[1]
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -190,6 +202,7 @@ class VideoStream(Iterator[Chunk]):
             frames=frames,
             prompts=self._prompts,
             timings=timings,
+            given=first_frame < self.given_frames,
         )
 
     def snapshot(self) -> StreamSnapshot:
@@ -261,10 +274,15 @@ class VideoStream(Iterator[Chunk]):
             self._model_over(memory.positions, memory)(latents, self._sampler.context_noise)
 
     def _make_chunk(self) -> Tensor:
-        first_position = self.cache.first_position
-        positions = range(first_position, first_position + self.cache.geometry.chunk_frames)
-        predict_velocity = self._model_over(positions, self.cache)
-        latents = self._sampler.sample(self._noise.draw(), predict_velocity, self._noise.draw)
+        first_frame, first_position = self.cache.num_frames, self.cache.first_position
+        chunk_frames = self.cache.geometry.chunk_frames
+        predict_velocity = self._model_over(range(first_position, first_position + chunk_frames), self.cache)
+        if self._given is not None and first_frame < self.given_frames:
+            latents = self._given[:, first_frame : first_frame + chunk_frames].to(self._transformer.device)
+            for _ in range(self._sampler.num_draws):
+                self._noise.draw()
+        else:
+            latents = self._sampler.sample(self._noise.draw(), predict_velocity, self._noise.draw)
         predict_velocity(latents, self._sampler.context_noise)  # the commit pass: only what it writes is wanted
         self.cache.commit()
         newest = latents if self._newest_latents is None else torch.cat((self._newest_latents, latents), dim=1)
@@ -310,6 +328,7 @@ class VideoStream(Iterator[Chunk]):
             "recache_frames": self._recache_frames,
             "keep_sink": self._keep_sink,
             "fps": self.fps,
+            "given_frames": self.given_frames,
             "decodes": self._decoder is not None,
         }
 

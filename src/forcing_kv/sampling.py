@@ -77,6 +77,11 @@ class FewStepSampler:
         """Noise level of each step."""
         return tuple(self.schedule.sigma(timestep) for timestep in self.timesteps)
 
+    @property
+    def num_draws(self) -> int:
+        """Noise draws that `sample` takes per chunk: its own, and one for each step but the last."""
+        return len(self.steps)
+
     def sample(
         self, noise: Tensor, predict_velocity: Callable[[Tensor, float], Tensor], draw: Callable[[], Tensor]
     ) -> Tensor:

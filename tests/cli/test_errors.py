@@ -131,10 +131,9 @@ def test_help_of_generate_teaches_every_flag():
     result = CliRunner().invoke(cli, ["generate", "--help"])
     assert result.exit_code == 0
     flags = (
-        "-o --model --policy --seconds --frames --resolution --seed --num-videos --weights --lora --components "
-        "--device --dtype --text-encoder-device --head-map "
-        "--prompt-file --save-latents --contact-sheet --json --resume --overwrite "
-        "--skip-memory-check"
+        "-o --model --policy --positions --seconds --frames --resolution --seed --num-videos --weights --lora "
+        "--components --device --dtype --text-encoder-device --head-map --prompt-file --save-latents --continue-from "
+        "--contact-sheet --json --resume --overwrite --skip-memory-check"
     )
     for flag in flags.split():
         assert flag in result.output

@@ -142,3 +142,17 @@ def test_a_model_without_a_head_map_runs_the_other_policies(folder):
     assert next(pipeline.stream("a red circle", policy="full")).frames.shape == (1, 9, 64, 96, 3)
     with pytest.raises(ValueError, match="needs a head map"):
         pipeline.stream("a red circle")
+
+
+def test_a_vae_that_lacks_weights_is_not_filled_with_random_ones(folder):
+    path = folder / "vae" / WEIGHTS
+    weights = load_file(path)
+    decoder = {name: value for name, value in weights.items() if not name.startswith(("encoder.", "quant_conv."))}
+    save_file(decoder, path, metadata={"format": "pt"})
+    pipeline = VideoPipeline.from_pretrained(folder)
+    assert pipeline.vae.encoder is None
+    assert len(pipeline.generate("a red circle", num_frames=9)) == 1
+    del decoder["decoder.conv_in.weight"]
+    save_file(decoder, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"its weights do not fit: missing decoder\.conv_in\.weight"):
+        VideoPipeline.from_pretrained(folder)

@@ -20,6 +20,7 @@ from forcing_kv.generation import (
     check_requests,
     generate_video,
     is_finished,
+    open_source,
     plan_requests,
     skipped_json,
     videos_contact_sheet,
@@ -64,7 +65,7 @@ def _policy_help() -> str:
     help="How the model sees time: absolute counts frames from the start of the video; relative counts within what the "
     "cache holds, so that no distance exceeds the model's training, however long the video.",
 )
-@click.option("--seconds", type=float, help=f"Length of the video, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
+@click.option("--seconds", type=float, help=f"Length to make, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
 @click.option(
     "--resolution",
@@ -97,6 +98,13 @@ def _policy_help() -> str:
 @click.option(
     "--save-latents", type=click.Path(path_type=Path), help="Keep the latents as safetensors; a folder for many videos."
 )
+@click.option(
+    "--continue-from",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Go on from a video, or from the latents that --save-latents kept (exact). The new file begins with it; "
+    "--seconds and --frames count what is added.",
+)
 @click.option("--contact-sheet", type=click.Path(path_type=Path), help="Write a PNG with frames of every video.")
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write a report: frames, speed, cache, settings."
@@ -125,6 +133,7 @@ def command(
     head_map: Path | None,
     prompt_file: Path | None,
     save_latents: Path | None,
+    continue_from: Path | None,
     contact_sheet: Path | None,
     json_path: Path | None,
     resume: bool,
@@ -136,11 +145,15 @@ def command(
     A run that was killed is gone on with by the same command and --resume. Ctrl-C ends the video early, with the chunks
     that are finished.
 
+    --continue-from puts another video, or its latents, in front. The prompt holds for that part too: where something
+    else is to happen from there on, give the old prompt and the new one, with its time, in a --prompt-file.
+
     \b
     Examples:
       forcing-kv generate "a large red circle moving sideways" -o circle.mp4 --seconds 10
       forcing-kv generate "a blue square" --policy full --json report.json --contact-sheet sheet.png
       forcing-kv generate "a blue square" --policy forcing-kv:sink_frames=2,segments_per_frame=4
+      forcing-kv generate "a large red circle moving sideways" --continue-from circle.mp4 -o longer.mp4 --seconds 5
       forcing-kv generate --prompt-file prompts.txt -o videos
     """
     if (prompt is None) == (prompt_file is None):
@@ -155,7 +168,17 @@ def command(
         "policy": policy,
         "positions": positions,
         "resolution": None if resolution is None else parse_resolution(resolution),
+        "continue_from": continue_from,
     }
+    given_frames = 0
+    if continue_from is not None:
+        beginning = open_source(
+            continue_from,
+            preset=source.preset,
+            num_channels=source.config.in_dim,
+            resolution=shared["resolution"],
+        )
+        given_frames, shared["resolution"] = beginning.given_frames, beginning.resolution
     is_many = prompt_file is not None or num_videos != 1
     folders = [folder for folder in (output or Path("videos"), save_latents) if folder is not None] if is_many else []
     if is_many:
@@ -173,6 +196,7 @@ def command(
         source.preset,
         max((request.prompts for request in requests), key=len),
         num_frames=shared["num_frames"],
+        given_frames=given_frames,
         head_map=roles,
         policy=policy,
         resolution=shared["resolution"],
@@ -251,14 +275,30 @@ def _generate_all(
 def _summary(report: GenerationReport) -> str:
     lines = [
         f"{report.path}: {report.frames} frames of {report.width}x{report.height}, {report.seconds_video:.1f} s",
+        *_given_lines(report),
         f"  speed  {report.fps_diffusion:.1f} FPS diffusion, {report.fps_end_to_end:.1f} FPS end to end",
         f"  cache  {_cache_line(report)}",
     ]
+    asked_for = f"{report.frames_requested} {'new ' if report.continue_from else ''}frames were asked for"
     if report.interrupted:
-        lines.append(f"  interrupted: {report.frames_requested} frames were asked for")
-    elif report.frames != report.frames_requested:
-        lines.append(f"  {report.frames_requested} frames were asked for; a video is made of whole chunks")
+        lines.append(f"  interrupted: {asked_for}")
+    elif report.frames - report.frames_given != report.frames_requested:
+        lines.append(f"  {asked_for}; a video is made of whole chunks")
     return "\n".join(lines)
+
+
+def _given_lines(report: GenerationReport) -> list[str]:
+    """What the video goes on from, and what of it was not taken."""
+    if report.continue_from is None:
+        return []
+    lines = [f"  given  its first {report.frames_given} frames, from {report.continue_from}"]
+    if report.first_frames_left_out:
+        lines.append(
+            f"         without the first {report.first_frames_left_out} of that file, which make no whole chunk"
+        )
+    if report.last_frames_left_out:
+        lines.append(f"         without the last {report.last_frames_left_out} of that file, which make no whole chunk")
+    return lines
 
 
 def _cache_line(report: GenerationReport) -> str:

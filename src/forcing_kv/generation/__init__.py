@@ -4,15 +4,18 @@ from forcing_kv.generation.report import GenerationReport, skipped_json
 from forcing_kv.generation.request import VideoRequest, check_requests, is_finished, plan_requests
 from forcing_kv.generation.run import ChunkProgress, check_made_alike, generate_video
 from forcing_kv.generation.sheet import videos_contact_sheet
+from forcing_kv.generation.source import Source, open_source
 
 __all__ = [
     "ChunkProgress",
     "GenerationReport",
+    "Source",
     "VideoRequest",
     "check_made_alike",
     "check_requests",
     "generate_video",
     "is_finished",
+    "open_source",
     "plan_requests",
     "skipped_json",
     "videos_contact_sheet",

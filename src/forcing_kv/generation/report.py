@@ -18,11 +18,13 @@ class GenerationReport:
         path: The MP4.
         prompt: The text, or the schedule as in a prompt file.
         frames: Pixel frames in the file.
-        frames_requested: Pixel frames asked for.
-        frames_made: Pixel frames made by this run; fewer than `frames` after a resume. Speeds count these.
+        frames_given: Pixel frames in the file that were given, not made: its beginning.
+        frames_requested: Pixel frames asked for, those given not counted.
+        frames_made: Pixel frames made by this run; fewer than all that are new after a resume. Speeds count these.
         width: In pixels.
         height: In pixels.
         fps_video: Frames per second of the video.
+        given_ms: Reading what was given, and committing, decoding and writing it, over this run; in no speed.
         text_ms: Time of the text encoder, over the run, as are the next ones.
         diffusion_ms: All transformer passes: denoising, commit, re-cache.
         decode_ms: VAE.
@@ -36,6 +38,9 @@ class GenerationReport:
         device: Where it ran.
         dtype: What it was computed in.
         seed: Of the noise.
+        continue_from: Name and content hash of what was given, if anything.
+        first_frames_left_out: Pixel frames at the beginning of what was given that are not in the file.
+        last_frames_left_out: Those at its end, in place of which others were made.
         interrupted: Whether the run was stopped before all chunks were made.
         versions: Of this package and of what it runs on.
     """
@@ -43,11 +48,13 @@ class GenerationReport:
     path: Path
     prompt: str | list[dict[str, Any]]
     frames: int
+    frames_given: int
     frames_requested: int
     frames_made: int
     width: int
     height: int
     fps_video: float
+    given_ms: float
     text_ms: float
     diffusion_ms: float
     decode_ms: float
@@ -61,6 +68,9 @@ class GenerationReport:
     device: str
     dtype: str
     seed: int
+    continue_from: str | None = None
+    first_frames_left_out: int = 0
+    last_frames_left_out: int = 0
     interrupted: bool = False
     versions: dict[str, str] = field(default_factory=versions)
 

@@ -26,12 +26,13 @@ class VideoRequest:
     Attributes:
         prompts: What is shown, from when on.
         path: Where the MP4 goes.
-        num_frames: Pixel frames asked for; rounded up to whole chunks.
+        num_frames: Pixel frames to be made; rounded up to whole chunks.
         seed: Of the noise.
         policy: What the cache keeps, as an object or in its spelling; None for the model's default.
         resolution: Width and height in pixels; None for the model's own.
         positions: How temporal positions are counted, `absolute` or `relative`.
         latents_path: Where the latents go, as safetensors; None keeps none.
+        continue_from: Latents or a video that this one goes on from, and begins with; None starts from nothing.
 
     Raises:
         ConfigurationError: Fewer than 1 frame, or a seed out of range.
@@ -45,6 +46,7 @@ class VideoRequest:
     resolution: tuple[int, int] | None = None
     positions: str = "absolute"
     latents_path: Path | None = None
+    continue_from: Path | None = None
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
@@ -75,10 +77,12 @@ def plan_requests(
     resolution: tuple[int, int] | None = None,
     positions: str = "absolute",
     latents_folder: Path | None = None,
+    continue_from: Path | None = None,
 ) -> list[VideoRequest]:
     """Many videos in one folder: each prompt `num_videos` times, with seeds `seed`, `seed + 1` and so on.
 
-    Files are named by their number, from 001, and the beginning of their prompt.
+    Files are named by their number, from 001, and the beginning of their prompt. With `continue_from` all of them begin
+    with the same.
     """
     if num_videos < 1:
         raise ConfigurationError(f"{num_videos} videos cannot be made: ask for at least 1")
@@ -96,6 +100,7 @@ def plan_requests(
                     resolution=resolution,
                     positions=positions,
                     latents_path=latents_folder / f"{name}.safetensors" if latents_folder else None,
+                    continue_from=continue_from,
                 )
             )
     return requests

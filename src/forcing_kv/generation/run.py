@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,10 +19,11 @@ from torch import Tensor
 from forcing_kv.errors import ConfigurationError, OutputError
 from forcing_kv.generation.report import GenerationReport
 from forcing_kv.generation.request import VideoRequest, check_requests
+from forcing_kv.generation.source import Source, open_source
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.output_files import atomic_write
 from forcing_kv.pipeline import VideoPipeline
-from forcing_kv.rollout import Chunk, VideoStream
+from forcing_kv.rollout import Chunk
 from forcing_kv.snapshot import StreamSnapshot
 from forcing_kv.versions import package_version
 from forcing_kv.video import VideoWriter, probe
@@ -68,19 +70,10 @@ def generate_video(
 
     Raises:
         OutputError: The file cannot be written as asked.
-        ForcingKVError: A setting that cannot work; nothing has been written then.
+        ForcingKVError: A setting or a source that cannot work; nothing has been written then.
     """
     check_requests([request], resume=resume, overwrite=overwrite)
-    stream = pipeline.stream(
-        request.prompts,
-        policy=request.policy,
-        seed=request.seed,
-        resolution=request.resolution,
-        num_frames=request.num_frames,
-        positions=request.positions,
-        check_memory=check_memory,
-    )
-    run = _Run(pipeline, request, stream)
+    run = _Run(pipeline, request, check_memory=check_memory)
     if resume and partial_folder(request.path).exists():
         run.resume()
     else:
@@ -104,15 +97,18 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
     """Refuse to pass a finished video off as this request if it was made otherwise.
 
     Raises:
-        OutputError: The file's model, policy, positions or length are others.
+        OutputError: The file's model, policy, positions, beginning or length is another.
     """
+    source = _source(pipeline, request)
+    num_chunks = pipeline.num_chunks(request.num_frames, given_frames=source.given_frames if source else 0)
     info = probe(request.path)
     made = {**json.loads(info.metadata["comment"]), "frames": info.num_frames}
     asked = {
         "model": pipeline.preset.name,
         "policy": pipeline.policy(request.policy).spec(),
         "positions": request.positions,
-        "frames": pixel_frames(pipeline.num_chunks(request.num_frames) * pipeline.preset.chunk_frames),
+        "continue_from": source.name if source else None,
+        "frames": pixel_frames(num_chunks * pipeline.preset.chunk_frames),
     }
     for name, value in asked.items():
         if made.get(name) != value:
@@ -127,20 +123,37 @@ class _Run:
 
     writer: VideoWriter
 
-    def __init__(self, pipeline: VideoPipeline, request: VideoRequest, stream: VideoStream) -> None:
+    def __init__(self, pipeline: VideoPipeline, request: VideoRequest, *, check_memory: bool) -> None:
         self.pipeline = pipeline
         self.request = request
-        self.stream = stream
-        self.text_ms = self.diffusion_ms = self.decode_ms = self.encode_ms = self.snapshot_ms = 0.0
+        self.text_ms = self.diffusion_ms = self.decode_ms = self.encode_ms = self.snapshot_ms = self.given_ms = 0.0
         self.frames_made = 0
-        self.metadata = {
+        self.source = _source(pipeline, request)
+        given = None
+        if self.source is not None:
+            started = time.perf_counter()
+            given = self.source.read(pipeline)
+            self.given_ms = _milliseconds_since(started)
+        self.stream = pipeline.stream(
+            request.prompts,
+            policy=request.policy,
+            seed=request.seed,
+            resolution=request.resolution,
+            num_frames=request.num_frames,
+            positions=request.positions,
+            continue_from=given,
+            check_memory=check_memory,
+        )
+        self.metadata: dict[str, Any] = {
             "prompt": request.prompt_json(),
             "seed": request.seed,
             "model": pipeline.preset.name,
-            "policy": stream.cache.policy.spec(),
-            "positions": stream.cache.positions,
+            "policy": self.stream.cache.policy.spec(),
+            "positions": self.stream.cache.positions,
             "version": package_version(),
         }
+        if self.source is not None:
+            self.metadata["continue_from"] = self.source.name
 
     def start(self, *, overwrite: bool) -> None:
         """Begin a new file."""
@@ -166,7 +179,7 @@ class _Run:
     @property
     def num_chunks(self) -> int:
         """Chunks of the whole video."""
-        return self.pipeline.num_chunks(self.request.num_frames)
+        return self.pipeline.num_chunks(self.request.num_frames, given_frames=self.stream.given_frames)
 
     def make_chunks(self, on_progress: Callable[[ChunkProgress], None]) -> None:
         """Make what is missing, each chunk on disk before the next is begun."""
@@ -187,16 +200,19 @@ class _Run:
         started = time.perf_counter()
         self.writer.finish()
         self.encode_ms += _milliseconds_since(started)
-        cache = self.stream.cache
+        cache, chunk_frames = self.stream.cache, self.pipeline.preset.chunk_frames
+        num_given_chunks = self.stream.given_frames // chunk_frames
         return GenerationReport(
             path=self.request.path,
             prompt=self.request.prompt_json(),
             frames=self.writer.num_frames,
+            frames_given=pixel_frames(min(self.writer.num_segments, num_given_chunks) * chunk_frames),
             frames_requested=self.request.num_frames,
             frames_made=self.frames_made,
             width=info.width,
             height=info.height,
             fps_video=info.fps,
+            given_ms=self.given_ms,
             text_ms=self.text_ms,
             diffusion_ms=self.diffusion_ms,
             decode_ms=self.decode_ms,
@@ -210,6 +226,9 @@ class _Run:
             device=_device_name(self.pipeline.device),
             dtype=str(self.pipeline.dtype).removeprefix("torch."),
             seed=self.request.seed,
+            continue_from=self.metadata.get("continue_from"),
+            first_frames_left_out=self.source.first_frames_left_out if self.source else 0,
+            last_frames_left_out=self.source.last_frames_left_out if self.source else 0,
             interrupted=interrupted,
         )
 
@@ -223,18 +242,22 @@ class _Run:
         started = time.perf_counter()
         self.writer.write(chunk.frames[0])
         encode_ms = _milliseconds_since(started)
-        self.text_ms += chunk.timings.text_ms
-        self.diffusion_ms += chunk.timings.diffusion_ms
-        self.decode_ms += chunk.timings.decode_ms
-        self.encode_ms += encode_ms
         num_frames = int(chunk.frames.shape[1])
-        self.frames_made += num_frames
+        chunk_ms = chunk.timings.diffusion_ms + chunk.timings.decode_ms + encode_ms
+        self.text_ms += chunk.timings.text_ms
+        if chunk.given:
+            self.given_ms += chunk_ms
+        else:
+            self.diffusion_ms += chunk.timings.diffusion_ms
+            self.decode_ms += chunk.timings.decode_ms
+            self.encode_ms += encode_ms
+            self.frames_made += num_frames
         if self.writer.num_segments < self.num_chunks:  # after the last chunk only the joining is left
             started = time.perf_counter()
             with atomic_write(self.writer.snapshot_path) as temporary:
                 self.stream.snapshot().save(temporary)
             self.snapshot_ms += _milliseconds_since(started)
-        return num_frames, chunk.timings.diffusion_ms + chunk.timings.decode_ms + encode_ms
+        return num_frames, chunk_ms
 
     def _save_latents(self) -> None:
         """All latents [F, C, h, w], float32, standardised, as one tensor `latents`."""
@@ -255,6 +278,17 @@ class _Run:
 
     def _latents_part(self, index: int) -> Path:
         return self.writer.partial_folder / f"latents-{index:05d}.safetensors"
+
+
+def _source(pipeline: VideoPipeline, request: VideoRequest) -> Source | None:
+    if request.continue_from is None:
+        return None
+    return open_source(
+        request.continue_from,
+        preset=pipeline.preset,
+        num_channels=pipeline.transformer.config.in_dim,
+        resolution=request.resolution,
+    )
 
 
 def _device_name(device: torch.device) -> str:

@@ -54,10 +54,10 @@ class Components:
         )
 
     def load_vae(self, *, dtype: torch.dtype, device: torch.device) -> Any:
-        """Loads diffusers' `AutoencoderKLWan`.
+        """Loads diffusers' `AutoencoderKLWan`; its `encoder` is None where only the weights to decode are there.
 
         Raises:
-            CheckpointError: It cannot be had, or is not what the library expects.
+            CheckpointError: It cannot be had, is not what the library expects, or lacks weights to decode.
         """
         from diffusers import AutoencoderKLWan
 
@@ -73,7 +73,13 @@ class Components:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"cannot load the VAE from {folder}: {error}") from error
-        _check_complete(report, "VAE", folder, kinds=("missing_keys", "mismatched_keys", "unexpected_keys"))
+        encoder_names = {name for name in vae.state_dict() if name.startswith(("encoder.", "quant_conv."))}
+        missing = set(report["missing_keys"])
+        if encoder_names <= missing:
+            vae.encoder = vae.quant_conv = None
+            missing -= encoder_names
+        kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
+        _check_complete({**report, "missing_keys": missing}, "VAE", folder, kinds=kinds)
         vae.to(device).requires_grad_(False)
         return vae.eval()
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from forcing_kv.errors import CheckpointError, ConfigurationError
-from forcing_kv.geometry import FrameGeometry, latent_frames
+from forcing_kv.geometry import FrameGeometry, latent_frames, pixel_frames
 from forcing_kv.resolution import PIXELS_PER_TOKEN, check_resolution
 from forcing_kv.sampling import FewStepSampler, FlowSchedule
 from forcing_kv.wan import TransformerConfig
@@ -83,15 +83,15 @@ class ModelPreset:
             chunk_frames=self.chunk_frames,
         )
 
-    def num_chunks(self, num_frames: int) -> int:
-        """Fewest whole chunks that give `num_frames` pixel frames.
+    def num_chunks(self, num_frames: int, *, given_frames: int = 0) -> int:
+        """Fewest whole chunks that give `num_frames` pixel frames after `given_frames` latent frames.
 
         Raises:
             ConfigurationError: Fewer than 1 frame.
         """
         if num_frames < 1:
             raise ConfigurationError(f"num_frames={num_frames} must be at least 1")
-        return -(-latent_frames(num_frames) // self.chunk_frames)
+        return -(-latent_frames(pixel_frames(given_frames) + num_frames) // self.chunk_frames)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `model_index.json`."""

@@ -34,17 +34,11 @@ class StreamingVaeDecoder:
         Args:
             vae: A Wan2.1-like or Wan2.2-like VAE (plain or residual decoder), on its device and in its dtype.
         """
-        from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-
         self._vae = cast(Any, vae)  # the library's attributes carry no types
-        config = self._vae.config
         parameter = next(self._vae.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
-        shape = (1, config.z_dim, 1, 1, 1)
-        self._mean = torch.tensor(config.latents_mean, dtype=torch.float32, device=self._device).view(shape)
-        self._std = torch.tensor(config.latents_std, dtype=torch.float32, device=self._device).view(shape)
-        num_slots = sum(isinstance(module, WanCausalConv3d) for module in self._vae.decoder.modules())
-        self._features: list[Tensor | str | None] = [None] * num_slots
+        self._mean, self._std = latent_statistics(self._vae)
+        self._features: list[Tensor | str | None] = [None] * num_feature_slots(self._vae.decoder)
         self._num_latent_frames = 0
         self._latent_shape: tuple[int, int, int] | None = None  # batch, rows and columns of the stream
 
@@ -162,6 +156,21 @@ class StreamingVaeDecoder:
         # The column of the patch comes before its row in the channel axis: the order of the checkpoint.
         pixels = pixels.view(batch, channels // patch**2, patch, patch, num_frames, rows, columns)
         return pixels.permute(0, 1, 4, 5, 3, 6, 2).reshape(batch, -1, num_frames, rows * patch, columns * patch)
+
+
+def latent_statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the VAE's latents, by which they are standardised: each [1, C, 1, 1, 1], float32."""
+    shape, device = (1, vae.config.z_dim, 1, 1, 1), next(vae.parameters()).device
+    mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32, device=device)
+    std = torch.tensor(vae.config.latents_std, dtype=torch.float32, device=device)
+    return mean.view(shape), std.view(shape)
+
+
+def num_feature_slots(network: Any) -> int:
+    """Length of the feature cache that a VAE's encoder or decoder needs."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    return sum(isinstance(module, WanCausalConv3d) for module in network.modules())
 
 
 def _to_uint8(pixels: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
-"""Reading videos back: for tests, for tools, and to check what was written."""
+"""Reading videos: those given to go on from, and those that were written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import torch
+from av.container import InputContainer
 from torch import Tensor
 
 from forcing_kv.errors import OutputError
@@ -22,6 +24,20 @@ class VideoInfo:
     metadata: dict[str, str]
 
 
+def iterate_frames(path: str | Path) -> Iterator[Tensor]:
+    """Decode a video frame by frame; memory does not grow with its length.
+
+    Yields:
+        One frame after the other, [H, W, 3], uint8, RGB, on the CPU.
+
+    Raises:
+        OutputError: The file is missing or no video.
+    """
+    with _opened(path) as container:
+        for frame in container.decode(video=0):
+            yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
+
+
 def read_video(path: str | Path) -> Tensor:
     """Decode a whole video.
 
@@ -31,12 +47,7 @@ def read_video(path: str | Path) -> Tensor:
     Raises:
         OutputError: The file is missing or no video.
     """
-    try:
-        with av.open(str(path)) as container:
-            frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
-    except (av.FFmpegError, IndexError) as error:
-        raise OutputError(f"{path} cannot be read as a video: {error}") from error
-    return torch.stack(frames)
+    return torch.stack(list(iterate_frames(path)))
 
 
 def read_frames(path: str | Path, numbers: Sequence[int]) -> Tensor:
@@ -52,14 +63,8 @@ def read_frames(path: str | Path, numbers: Sequence[int]) -> Tensor:
     Raises:
         OutputError: The file is missing, no video, or too short.
     """
-    wanted, frames = set(numbers), []
-    try:
-        with av.open(str(path)) as container:
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
-    except (av.FFmpegError, IndexError) as error:
-        raise OutputError(f"{path} cannot be read as a video: {error}") from error
+    wanted = set(numbers)
+    frames = [frame for number, frame in enumerate(iterate_frames(path)) if number in wanted]
     if len(frames) != len(wanted):
         raise OutputError(f"{path} is too short: frame {max(wanted)} was asked for")
     return torch.stack(frames)
@@ -71,16 +76,26 @@ def probe(path: str | Path) -> VideoInfo:
     Raises:
         OutputError: The file is missing or no video.
     """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        # A clip that was cut without encoding it again may begin with packets that are decoded but not shown.
+        num_frames = sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        return VideoInfo(
+            num_frames=num_frames,
+            fps=float(stream.average_rate or 0),
+            width=stream.width,
+            height=stream.height,
+            metadata=dict(container.metadata),
+        )
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[InputContainer]:
+    """A container that holds a video; what goes wrong with it in the block is an `OutputError`."""
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            num_frames = sum(1 for packet in container.demux(stream) if packet.size)
-            return VideoInfo(
-                num_frames=num_frames,
-                fps=float(stream.average_rate or 0),
-                width=stream.width,
-                height=stream.height,
-                metadata=dict(container.metadata),
-            )
-    except (av.FFmpegError, IndexError) as error:
-        raise OutputError(f"{path} cannot be read as a video: {error}") from error
+            if not container.streams.video:
+                raise OutputError(f"{path} cannot be read as a video: it holds none")
+            yield container
+    except (OSError, av.FFmpegError) as error:
+        raise OutputError(f"{path} cannot be read as a video: {error.strerror or error}") from error
