@@ -117,12 +117,13 @@ def test_feature_cache_does_not_grow(vae):
     assert len(set(sizes[1:])) == 1
 
 
-def test_interrupted_decode_leaves_the_stream_as_it_was(monkeypatch):
+def test_an_interrupted_decoder_goes_on_from_a_state_only(monkeypatch):
     vae = make_vae()
     latents = make_latents(4)
     decoder = StreamingVaeDecoder(vae)
     expected = streamed(StreamingVaeDecoder(vae), latents, [2, 2])
     head = decoder.decode(latents[:, :2])
+    state = decoder.state()
     calls = iter([False, True])
     original = vae.decoder.forward
 
@@ -135,6 +136,11 @@ def test_interrupted_decode_leaves_the_stream_as_it_was(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         decoder.decode(latents[:, 2:])
     monkeypatch.setattr(vae.decoder, "forward", original)
+    assert decoder.nbytes == 0
+    for use in (lambda: decoder.decode(latents[:, 2:]), decoder.state):
+        with pytest.raises(SnapshotError, match="interrupted within a chunk: restore a snapshot, or start over"):
+            use()
+    decoder.load_state(*state)
     assert torch.equal(torch.cat([head, decoder.decode(latents[:, 2:])], dim=1), expected)
 
 

@@ -38,7 +38,8 @@ class StreamingVaeDecoder:
         parameter = next(self._vae.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._mean, self._std = latent_statistics(self._vae)
-        self._features: list[Tensor | str | None] = [None] * num_feature_slots(self._vae.decoder)
+        self._num_slots = num_feature_slots(self._vae.decoder)
+        self._features: list[Tensor | str | None] | None = [None] * self._num_slots
         self._num_latent_frames = 0
         self._latent_shape: tuple[int, int, int] | None = None  # batch, rows and columns of the stream
 
@@ -50,7 +51,7 @@ class StreamingVaeDecoder:
     @property
     def nbytes(self) -> int:
         """Bytes held by the feature cache."""
-        return sum(feature.nbytes for feature in self._features if isinstance(feature, Tensor))
+        return sum(feature.nbytes for feature in self._features or () if isinstance(feature, Tensor))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -66,9 +67,12 @@ class StreamingVaeDecoder:
 
         Raises:
             ConfigurationError: Latents of another shape than the VAE, or than the frames before them.
+            SnapshotError: An earlier call was interrupted, and no state has been loaded since.
         """
         self._check(latents)
-        features = list(self._features)  # committed at the end: an interrupted call leaves the stream as it was
+        # The decoder overwrites them one by one, as a copy would double the largest part of a stream's memory. A call
+        # that is interrupted therefore leaves the stream without features, and it cannot be gone on with.
+        features, self._features = self._held_features, None
         pictures = []
         for index in range(latents.shape[1]):
             frame = latents[:, index].unsqueeze(2).to(self._device, torch.float32)  # [B, C, 1, h, w]
@@ -92,13 +96,13 @@ class StreamingVaeDecoder:
         """
         tensors = {
             f"feature.{slot:03d}": feature.contiguous()
-            for slot, feature in enumerate(self._features)
+            for slot, feature in enumerate(self._held_features)
             if isinstance(feature, Tensor)
         }
         metadata = {
             "num_latent_frames": self._num_latent_frames,
-            "num_slots": len(self._features),
-            "first_frame_marks": [slot for slot, feature in enumerate(self._features) if isinstance(feature, str)],
+            "num_slots": self._num_slots,
+            "first_frame_marks": [slot for slot, feature in enumerate(self._held_features) if isinstance(feature, str)],
             "latent_shape": self._latent_shape,
         }
         return tensors, metadata
@@ -113,13 +117,12 @@ class StreamingVaeDecoder:
         Raises:
             SnapshotError: The state comes from a VAE of another architecture.
         """
-        num_slots = len(self._features)
-        if metadata.get("num_slots") != num_slots:
+        if metadata.get("num_slots") != self._num_slots:
             raise SnapshotError(
-                f"the snapshot's VAE state has {metadata.get('num_slots')} feature slots, this VAE has {num_slots}: "
-                "restore it into the model it was taken from"
+                f"the snapshot's VAE state has {metadata.get('num_slots')} feature slots, this VAE has "
+                f"{self._num_slots}: restore it into the model it was taken from"
             )
-        features: list[Tensor | str | None] = [None] * num_slots
+        features: list[Tensor | str | None] = [None] * self._num_slots
         for slot in metadata["first_frame_marks"]:
             features[slot] = _FIRST_FRAME_MARK
         for name, tensor in tensors.items():
@@ -133,6 +136,12 @@ class StreamingVaeDecoder:
         self._features = features
         self._num_latent_frames = int(metadata["num_latent_frames"])
         self._latent_shape = None if shape is None else (int(shape[0]), int(shape[1]), int(shape[2]))
+
+    @property
+    def _held_features(self) -> list[Tensor | str | None]:
+        if self._features is None:
+            raise SnapshotError("the decoder was interrupted within a chunk: restore a snapshot, or start over")
+        return self._features
 
     def _check(self, latents: Tensor) -> None:
         channels = self._vae.config.z_dim

@@ -17,7 +17,7 @@ pixel: 7 convolutions of 96 channels; 6 of 192 at 1/4 of the pixels; one of 192 
 of 384 at 1/64.
 """
 
-_ACTIVATION_FRAMES = 420 / 96
+_ACTIVATION_FRAMES = 424 / 96
 """Pixel frames at full resolution in one activation: 4, and a little for the pictures on their way out and because
 upsampling into the last level takes slightly more where there is a batch."""
 
@@ -54,14 +54,13 @@ class VaeSize:
     def decode_bytes(self, num_pixels: int, dtype: torch.dtype) -> int:
         """The most that is alive at once while latent frames are decoded, feature cache included.
 
-        The features of the chunk before are kept until the chunk is done, so there are two sets. On top come the
-        activations of the last level: input of the level, residual and result, and the result normalised in float32
-        (2 more, widened); or, in float32 from the start, the three, their cached end, and the result with the cached
-        frames before it, then padded as well.
+        On top of the features, which are overwritten one by one, come the activations of the last level: input of the
+        level, residual and result, and the result normalised in float32 (2 more, widened); or, in float32 from the
+        start, the three, their cached end, and the result with the cached frames before it, then padded as well.
         """
         size = dtype.itemsize
         activations = self.channels * _ACTIVATION_FRAMES * max(3 * size + 2 * 4, 6.5 * size)
-        return 2 * self.feature_bytes(num_pixels, dtype) + round(num_pixels * activations)
+        return self.feature_bytes(num_pixels, dtype) + round(num_pixels * activations)
 
 
 WAN_VAE = VaeSize(num_parameters=126_892_531, channels=96)
