@@ -59,7 +59,7 @@ def test_file_report_and_latents(pipeline, tmp_path):
         expected.write(chunk)
     assert torch.equal(read_video(request.path), read_video(expected.finish()))
     with safe_open(str(request.latents_path), "pt") as file:
-        assert file.metadata()["seed"] == "3"
+        assert json.loads(file.metadata()["comment"])["seed"] == 3
         latents = file.get_tensor("latents")
     stream = pipeline.stream("a red circle", num_frames=20, seed=3)
     assert torch.equal(latents, torch.cat([chunk.latents[0] for chunk in stream]))
@@ -71,6 +71,11 @@ def test_file_report_and_latents(pipeline, tmp_path):
     assert document["full_cache_bytes"] == pipeline.geometry().kv_bytes(6, bytes_per_value=4)
     assert {"policy", "model", "device", "seed", "versions", "width", "height"} <= document.keys()
     assert document["versions"].keys() >= {"forcing-kv", "torch"}
+
+
+@pytest.fixture(autouse=True)
+def a_snapshot_after_every_chunk(monkeypatch):
+    monkeypatch.setattr("forcing_kv.generation.run.MAX_SNAPSHOT_SHARE", 1.0)  # however slow the disk is
 
 
 @pytest.mark.parametrize("died_after", [0, 1, 2, 3])
@@ -89,6 +94,17 @@ def test_resumed_file_equals_uninterrupted_one(pipeline, tmp_path, died_after, m
     assert cut.path.read_bytes() == whole.path.read_bytes()
     assert is_finished(cut)
     assert not partial_folder(cut.path).exists()
+
+
+def test_where_snapshots_are_slow_not_every_chunk_gets_one(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("forcing_kv.generation.run.MAX_SNAPSHOT_SHARE", 0.0)  # the first chunk only
+    whole = VideoRequest(prompts=PROMPT, path=tmp_path / "whole.mp4", num_frames=45)
+    generate_video(pipeline, whole)
+    cut = VideoRequest(prompts=PROMPT, path=tmp_path / "cut.mp4", num_frames=45, latents_path=tmp_path / "l.st")
+    with pytest.raises(Killed):
+        generate_video(pipeline, cut, on_progress=kill_after(3))
+    assert generate_video(pipeline, cut, resume=True).frames_made == 45 - 9
+    assert cut.path.read_bytes() == whole.path.read_bytes()
 
 
 def test_snapshot_that_lags_behind_makes_the_chunk_again(pipeline, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -34,6 +35,11 @@ def look(pipeline):
         return open_source(path, preset=pipeline.preset, num_channels=12, **settings)
 
     return open_for
+
+
+@pytest.fixture(autouse=True)
+def a_snapshot_after_every_chunk(monkeypatch):
+    monkeypatch.setattr("forcing_kv.generation.run.MAX_SNAPSHOT_SHARE", 1.0)  # however slow the disk is
 
 
 class Killed(BaseException):
@@ -87,6 +93,38 @@ def test_the_first_whole_chunks_of_latents_are_taken(pipeline, look, tmp_path, *
     assert (source.given_frames, source.resolution) == (given_frames, (96, 64))
     assert (source.first_frames_left_out, source.last_frames_left_out) == (0, 4 * (num_frames - given_frames))
     assert torch.equal(source.read(pipeline), latents[:given_frames])
+
+
+def test_what_was_made_here_keeps_its_prompts(look, tmp_path):
+    red, blue, late = (ScheduledPrompt(at_seconds=at, text=text) for at, text in ((0, "red"), (0.5, "blue"), (9, "x")))
+    path = tmp_path / "l.safetensors"
+    latents = {"latents": torch.zeros(6, 12, 8, 12)}  # 21 frames, 1.3125 s
+    for recorded, asked, expected in (
+        ("red", (red,), [(0, "red")]),
+        ("red", (replace(red, text="green"),), [(0, "red"), (1.3125, "green")]),
+        ("red", (replace(red, text="green"), blue, late), [(0, "red"), (1.3125, "blue"), (9, "x")]),
+        (
+            [{"at_seconds": 0, "text": "red"}, {"at_seconds": 0.5, "text": "blue"}],
+            (red,),
+            [(0, "red"), (0.5, "blue"), (1.3125, "red")],
+        ),
+        (None, (red,), [(0, "red")]),
+    ):
+        comment = {"comment": json.dumps({"prompt": recorded})} if recorded else None
+        save_file(latents, path, metadata=comment)
+        whole = look(path).continued_with(asked, fps=16)
+        assert [(prompt.at_seconds, prompt.text) for prompt in whole] == expected
+    video = write_video(tmp_path / "v.mp4", 26)  # the first 5 frames are left out
+    assert look(video).prompts is None
+    writer = VideoWriter(
+        tmp_path / "w.mp4", metadata={"prompt": [{"at_seconds": 0, "text": "red"}, {"at_seconds": 0.5, "text": "blue"}]}
+    )
+    writer.write(read_video(video))
+    writer.finish()
+    assert [(prompt.at_seconds, prompt.text) for prompt in look(tmp_path / "w.mp4").prompts] == [
+        (0, "red"),
+        (0.1875, "blue"),
+    ]
 
 
 def test_a_source_is_named_after_its_file_and_content(look, tmp_path):

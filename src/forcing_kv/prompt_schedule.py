@@ -1,7 +1,8 @@
 """Which prompt holds from when on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from forcing_kv.errors import PromptError
 
@@ -60,3 +61,36 @@ def prompt_schedule(prompt: str | Sequence[str] | Sequence[ScheduledPrompt]) -> 
     if len(set(times)) != len(times):
         raise PromptError(f"two prompts are scheduled for the same time: {times}")
     return tuple(scheduled)
+
+
+def schedule_to_json(schedule: PromptSchedule) -> str | list[dict[str, Any]]:
+    """A schedule for a single video as files hold it: the text, or all prompts where there is more than one."""
+    if len(schedule) == 1:
+        return schedule[0].texts(1)[0]
+    return [{"at_seconds": prompt.at_seconds, "text": prompt.texts(1)[0]} for prompt in schedule]
+
+
+def schedule_from_json(document: str | list[dict[str, Any]]) -> PromptSchedule:
+    """What `schedule_to_json` gave."""
+    return prompt_schedule(
+        document if isinstance(document, str) else [ScheduledPrompt(**prompt) for prompt in document]
+    )
+
+
+def taken_over(first: PromptSchedule, second: PromptSchedule, *, at_seconds: float) -> PromptSchedule:
+    """`first` until `at_seconds`, then `second`; where the same prompt goes on, nothing changes there."""
+    before = [prompt for prompt in first if prompt.at_seconds < at_seconds]
+    due = [prompt for prompt in second if prompt.at_seconds <= at_seconds][-1]
+    after = [prompt for prompt in second if prompt.at_seconds > at_seconds]
+    changes = due.text != before[-1].text
+    return (*before, *([replace(due, at_seconds=at_seconds)] if changes else []), *after)
+
+
+def shifted(schedule: PromptSchedule, *, seconds: float) -> PromptSchedule:
+    """A schedule as it is seen by who joins `seconds` after its start."""
+    past = [prompt for prompt in schedule if prompt.at_seconds <= seconds]
+    coming = [prompt for prompt in schedule if prompt.at_seconds > seconds]
+    return (
+        replace(past[-1], at_seconds=0.0),
+        *(replace(prompt, at_seconds=prompt.at_seconds - seconds) for prompt in coming),
+    )

@@ -76,8 +76,13 @@ def test_from_a_video_of_ours(generate, clip):
     assert frames.shape == (57, 64, 96, 3)
     assert (frames[:33].float() - first.float()).abs().mean() < 4  # the VAE and H.264 once more, of 255
     comment = json.loads(probe("v.mp4").metadata["comment"])
-    assert comment["prompt"] == BLUE
-    assert comment["continue_from"].startswith("clip.mp4 (sha256 ")
+    prompts = [{"at_seconds": 0.0, "text": RED}, {"at_seconds": 33 / 16, "text": BLUE}]
+    assert comment["prompt"] == prompts  # what was given keeps the prompt it was made from
+    third = generate(RED, "-o", "w.mp4", "--frames", 12, "--continue-from", "v.mp4")
+    assert third.exit_code == 0, third.output
+    comment = json.loads(probe("w.mp4").metadata["comment"])
+    assert comment["prompt"] == [*prompts, {"at_seconds": 57 / 16, "text": RED}]
+    assert comment["continue_from"].startswith("v.mp4 (sha256 ")
 
 
 def test_there_is_no_jump_at_the_joint(generate, clip):

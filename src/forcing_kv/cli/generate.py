@@ -145,15 +145,15 @@ def command(
     A run that was killed is gone on with by the same command and --resume. Ctrl-C ends the video early, with the chunks
     that are finished.
 
-    --continue-from puts another video, or its latents, in front. The prompt holds for that part too: where something
-    else is to happen from there on, give the old prompt and the new one, with its time, in a --prompt-file.
+    --continue-from puts another video, or its latents, in front. What this program has made keeps the prompt it was
+    made from, and PROMPT takes over where the new part begins; for another video PROMPT holds from its start.
 
     \b
     Examples:
       forcing-kv generate "a large red circle moving sideways" -o circle.mp4 --seconds 10
       forcing-kv generate "a blue square" --policy full --json report.json --contact-sheet sheet.png
       forcing-kv generate "a blue square" --policy forcing-kv:sink_frames=2,segments_per_frame=4
-      forcing-kv generate "a large red circle moving sideways" --continue-from circle.mp4 -o longer.mp4 --seconds 5
+      forcing-kv generate "a large blue square moving sideways" --continue-from circle.mp4 -o longer.mp4 --seconds 5
       forcing-kv generate --prompt-file prompts.txt -o videos
     """
     if (prompt is None) == (prompt_file is None):
@@ -179,6 +179,7 @@ def command(
             resolution=shared["resolution"],
         )
         given_frames, shared["resolution"] = beginning.given_frames, beginning.resolution
+        prompts = [beginning.continued_with(schedule, fps=source.preset.fps) for schedule in prompts]
     is_many = prompt_file is not None or num_videos != 1
     folders = [folder for folder in (output or Path("videos"), save_latents) if folder is not None] if is_many else []
     if is_many:

@@ -11,7 +11,7 @@ from typing import Any
 from forcing_kv.errors import ConfigurationError, OutputError
 from forcing_kv.output_files import check_output_file, check_output_folder
 from forcing_kv.policies import CachePolicy
-from forcing_kv.prompt_schedule import PromptSchedule
+from forcing_kv.prompt_schedule import PromptSchedule, schedule_to_json
 from forcing_kv.video import probe
 from forcing_kv.video.writer import check_video_path, partial_folder
 
@@ -61,9 +61,7 @@ class VideoRequest:
 
     def prompt_json(self) -> str | list[dict[str, Any]]:
         """The prompt as files hold it: the text, or the schedule where there is more than one."""
-        if len(self.prompts) == 1:
-            return self.prompts[0].texts(1)[0]
-        return [{"at_seconds": prompt.at_seconds, "text": prompt.texts(1)[0]} for prompt in self.prompts]
+        return schedule_to_json(self.prompts)
 
 
 def plan_requests(

@@ -1,8 +1,8 @@
-"""One video, from a pipeline into a file, so that a crash costs at most one chunk.
+"""One video, from a pipeline into a file, so that a crash costs seconds and not the run.
 
-After each chunk its frames become a segment of the video, then a snapshot of the stream is saved beside it. A run that
-is killed is gone on with from there and gives the same file as one that was not; a run that is interrupted by the user
-gives a shorter file, at once.
+After each chunk its frames become a segment of the video, then a snapshot of the stream is saved beside it, unless
+snapshots have taken a tenth of the time already. A run that is killed is gone on with from the newest snapshot and
+gives the same file as one that was not; a run that is interrupted by the user gives a shorter file, at once.
 """
 
 import json
@@ -28,6 +28,10 @@ from forcing_kv.snapshot import StreamSnapshot
 from forcing_kv.versions import package_version
 from forcing_kv.video import VideoWriter, probe
 from forcing_kv.video.writer import partial_folder
+
+MAX_SNAPSHOT_SHARE = 0.1
+"""Part of a run's time that snapshots may take. Where one is large (gigabytes, for a large model), not every chunk gets
+one, and a run that is killed loses the chunks since the newest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,7 @@ class _Run:
         self.request = request
         self.text_ms = self.diffusion_ms = self.decode_ms = self.encode_ms = self.snapshot_ms = self.given_ms = 0.0
         self.frames_made = 0
+        self.started = time.perf_counter()
         self.source = _source(pipeline, request)
         given = None
         if self.source is not None:
@@ -252,7 +257,8 @@ class _Run:
             self.decode_ms += chunk.timings.decode_ms
             self.encode_ms += encode_ms
             self.frames_made += num_frames
-        if self.writer.num_segments < self.num_chunks:  # after the last chunk only the joining is left
+        is_last = self.writer.num_segments == self.num_chunks  # then only the joining is left
+        if not is_last and self.snapshot_ms <= MAX_SNAPSHOT_SHARE * _milliseconds_since(self.started):
             started = time.perf_counter()
             with atomic_write(self.writer.snapshot_path) as temporary:
                 self.stream.snapshot().save(temporary)
@@ -265,7 +271,7 @@ class _Run:
         parts: list[Tensor] = []
         for index in range(self.writer.num_segments):
             parts.append(load_file(self._latents_part(index))["latents"])
-        metadata = {name: str(value) for name, value in self.metadata.items()}
+        metadata = {"comment": json.dumps(self.metadata)}  # as in the MP4
         with atomic_write(self.request.latents_path) as temporary:
             save_file({"latents": torch.cat(parts)}, temporary, metadata=metadata)
 

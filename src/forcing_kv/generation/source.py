@@ -6,8 +6,9 @@ made anew; of a video the last frames are taken, because a continuation follows 
 """
 
 import hashlib
+import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from forcing_kv.continuation import given_latents, latents_resolution
 from forcing_kv.errors import ConfigurationError, OutputError
-from forcing_kv.geometry import TEMPORAL_STRIDE, filled_latent_frames, pixel_frames
+from forcing_kv.geometry import TEMPORAL_STRIDE, filled_latent_frames, pixel_frames, start_seconds
 from forcing_kv.models import ModelPreset
 from forcing_kv.pipeline import VideoPipeline
+from forcing_kv.prompt_schedule import PromptSchedule, schedule_from_json, shifted, taken_over
 from forcing_kv.resolution import nearest_resolution
 from forcing_kv.video import StreamingVaeEncoder, VideoInfo, iterate_frames, probe
 
@@ -39,6 +41,7 @@ class Source:
         resolution: Width and height in pixels.
         first_frames_left_out: Pixel frames at its beginning that are not taken.
         last_frames_left_out: Pixel frames at its end that are not taken.
+        prompts: What it was made from, if it says so, from the first frame that is taken.
         read: Gives what is taken, [given_frames, channels, height, width], float32, standardised, on the CPU. Raises
             `ConfigurationError` for a video where the VAE cannot encode, `OutputError` for one that breaks off.
     """
@@ -48,7 +51,18 @@ class Source:
     resolution: tuple[int, int]
     first_frames_left_out: int = 0
     last_frames_left_out: int = 0
+    prompts: PromptSchedule | None = None
     read: Callable[[VideoPipeline], Tensor]
+
+    def continued_with(self, prompts: PromptSchedule, *, fps: float) -> PromptSchedule:
+        """Prompts of the whole: what the source was made from, and from its end on `prompts`.
+
+        A model that is told of something else than it is shown goes on badly, so what is given keeps its own prompt
+        where that is known. Times of `prompts` count from the beginning of the whole.
+        """
+        if self.prompts is None:
+            return prompts
+        return taken_over(self.prompts, prompts, at_seconds=start_seconds(self.given_frames, fps))
 
 
 def open_source(
@@ -78,7 +92,7 @@ def open_source(
 
 
 def _latents_source(path: Path, preset: ModelPreset, num_channels: int, resolution: tuple[int, int] | None) -> Source:
-    stored = _stored_latents(path)
+    stored, metadata = _stored_latents(path)
     try:
         (latents,) = given_latents(
             stored,
@@ -96,17 +110,17 @@ def _latents_source(path: Path, preset: ModelPreset, num_channels: int, resoluti
         given_frames=len(latents),
         resolution=latents_resolution(latents),
         last_frames_left_out=TEMPORAL_STRIDE * (stored.shape[-4] - len(latents)),
+        prompts=_recorded_prompts(metadata),
         read=lambda _: latents,
     )
 
 
-def _stored_latents(path: Path) -> Tensor:
+def _stored_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             names = sorted(file.keys())
             if "latents" in names:
-                latents: Tensor = file.get_tensor("latents")
-                return latents
+                return file.get_tensor("latents"), file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"{path} cannot be read as latents: {error}") from error
     listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
@@ -131,15 +145,26 @@ def _video_source(path: Path, preset: ModelPreset, resolution: tuple[int, int] |
         )
     num_filled = filled_latent_frames(info.num_frames)
     given_frames = num_filled - num_filled % preset.chunk_frames
+    first_frames_left_out = info.num_frames - pixel_frames(given_frames)
+    prompts = _recorded_prompts(info.metadata)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return Source(
         name=_name(path, digest.hexdigest()),
         given_frames=given_frames,
         resolution=own_resolution,
-        first_frames_left_out=info.num_frames - pixel_frames(given_frames),
+        first_frames_left_out=first_frames_left_out,
+        prompts=None if prompts is None else shifted(prompts, seconds=first_frames_left_out / preset.fps),
         read=lambda pipeline: _encode(path, info, given_frames, pipeline),
     )
+
+
+def _recorded_prompts(metadata: Mapping[str, str]) -> PromptSchedule | None:
+    """The prompts in the metadata that this program writes; None for a file of another program."""
+    try:
+        return schedule_from_json(json.loads(metadata["comment"])["prompt"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _name(path: Path, digest: str) -> str:

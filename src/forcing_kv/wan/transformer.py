@@ -110,7 +110,8 @@ class CausalWanTransformer(nn.Module):
         num_frames = latents.shape[1]
         patches = self.patch_embedding(latents.to(self.dtype).transpose(1, 2))
         rows, cols = patches.shape[-2:]
-        x = patches.flatten(2).transpose(1, 2)
+        # Elementwise work keeps the layout it is given: left channel-major, every block would run on strided rows.
+        x = patches.flatten(2).transpose(1, 2).contiguous()
 
         sinusoid = timestep_sinusoid(timesteps, self.config.freq_dim).to(self.dtype)
         time = self.time_embedding(sinusoid)
