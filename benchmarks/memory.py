@@ -1,0 +1,145 @@
+"""What a stream really takes of its device, beside what it was said to need before it began.
+
+Full shapes of Wan 1.3B (or --layers of them) and the whole Wan VAE, random weights, the published head map. On a GPU
+the peak is the allocator's; on a CPU it is the program's anonymous memory over what it had before the model.
+
+    python benchmarks/memory.py --device cuda --json OUT                      # 480p, 720p and 1080p, all layers
+    python benchmarks/memory.py --layers 2 --resolutions 288x192 --json OUT   # on a CPU
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forcing_kv import HeadMap, VideoPipeline
+from forcing_kv.bench import environment
+from forcing_kv.bench.host_memory import AnonymousMemory
+from forcing_kv.models import ModelPreset, published_head_map
+from forcing_kv.resolution import parse_resolution
+from forcing_kv.wan import WAN_1_3B, CausalWanTransformer
+
+POLICIES = ("forcing-kv", "window", "full")
+
+
+class RandomPrompts:
+    """Text states of the right shape; the text encoder is not part of what is measured."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._states = torch.randn(1, WAN_1_3B.text_len, WAN_1_3B.text_dim).to(device, dtype)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """The same states for every text."""
+        return self._states.expand(len(texts), -1, -1)
+
+    def bytes_on(self, device: torch.device) -> int:
+        """Nothing can be freed."""
+        return 0
+
+    def release(self) -> None:
+        """Nothing can be freed."""
+
+
+class CudaMemory:
+    """Peak of torch's allocator over the block, less what it held before."""
+
+    taken_bytes = 0
+
+    def __enter__(self) -> "CudaMemory":
+        torch.cuda.reset_peak_memory_stats()
+        self._before = torch.cuda.memory_allocated()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.taken_bytes = torch.cuda.max_memory_allocated() - self._before
+
+
+METERS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"cpu": AnonymousMemory, "cuda": CudaMemory}
+
+
+def main() -> None:
+    """Measures, prints a table and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=WAN_1_3B.num_layers, help="blocks of the model to build (of 30)")
+    parser.add_argument("--device", default="cpu", choices=tuple(METERS))
+    parser.add_argument("--resolutions", nargs="+", default=["480p", "720p", "1080p"])
+    parser.add_argument("--chunks", type=int, default=7, help="length of every stream; 7 are 21 latent frames")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    args = parser.parse_args()
+
+    made_with = environment()
+    device = torch.device(args.device)
+    rows = []
+    for name in args.resolutions:
+        for policy in POLICIES:
+            with METERS[args.device]() as meter:
+                pipeline = build_pipeline(device, args.layers)
+                settings = {
+                    "policy": policy,
+                    "resolution": parse_resolution(name),
+                    "num_frames": 4 * args.chunks * pipeline.preset.chunk_frames - 3,
+                }
+                need = pipeline.memory_need("a prompt", **settings)
+                for _ in pipeline.stream("a prompt", **settings):
+                    pass
+            del pipeline
+            row = {"resolution": name, "policy": policy, "need": need.parts(), "need_bytes": need.total_bytes}
+            row |= {"peak_bytes": meter.taken_bytes, "peak_over_need": meter.taken_bytes / need.total_bytes}
+            rows.append(row)
+            print(
+                f"{name:<8} {policy:<11} said {need.total_bytes / 1e9:7.2f} GB, "
+                f"took {meter.taken_bytes / 1e9:7.2f} GB, {100 * row['peak_over_need']:.0f} %",
+                flush=True,
+            )
+    document = {
+        "benchmark": "memory",
+        "config": {
+            "model": "Wan 1.3B and its VAE, random weights",
+            "layers": args.layers,
+            "device": args.device,
+            "dtype": "bfloat16",
+            "chunks": args.chunks,
+            "threads": torch.get_num_threads(),
+        },
+        "rows": rows,
+        "environment": made_with,
+    }
+    if args.json:
+        args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def build_pipeline(device: torch.device, num_layers: int) -> VideoPipeline:
+    """A model of random weights, built where it runs."""
+    from diffusers import AutoencoderKLWan
+
+    config = replace(WAN_1_3B, num_layers=num_layers)
+    roles = published_head_map("self-forcing-1.3b").roles[:num_layers]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            transformer = CausalWanTransformer(config).requires_grad_(False).eval()
+            vae = AutoencoderKLWan().requires_grad_(False).eval()
+    finally:
+        torch.set_default_dtype(default)
+    return VideoPipeline(
+        preset=ModelPreset(name="random"),
+        transformer=transformer,
+        encode_prompt=RandomPrompts(device, torch.bfloat16),
+        vae=vae,
+        head_map=HeadMap(model="self-forcing-1.3b, first layers", roles=roles),
+    )
+
+
+if __name__ == "__main__":
+    main()
