@@ -9,6 +9,8 @@ the peak is the allocator's; on a CPU it is the program's anonymous memory over 
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,11 +19,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLWan  # before anything is measured
 from torch import Tensor
 
 from forcing_kv import HeadMap, VideoPipeline
 from forcing_kv.bench import environment
 from forcing_kv.bench.host_memory import AnonymousMemory
+from forcing_kv.geometry import pixel_frames
 from forcing_kv.models import ModelPreset, published_head_map
 from forcing_kv.resolution import parse_resolution
 from forcing_kv.wan import WAN_1_3B, CausalWanTransformer
@@ -74,30 +78,24 @@ def main() -> None:
     parser.add_argument("--resolutions", nargs="+", default=["480p", "720p", "1080p"])
     parser.add_argument("--chunks", type=int, default=7, help="length of every stream; 7 are 21 latent frames")
     parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--one", nargs=2, metavar=("RESOLUTION", "POLICY"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one:
+        resolution, policy = args.one
+        print(json.dumps(measure(resolution, policy, args.device, args.layers, args.chunks)))
+        return
 
     made_with = environment()
-    device = torch.device(args.device)
     rows = []
-    for name in args.resolutions:
+    for resolution in args.resolutions:
         for policy in POLICIES:
-            with METERS[args.device]() as meter:
-                pipeline = build_pipeline(device, args.layers)
-                settings = {
-                    "policy": policy,
-                    "resolution": parse_resolution(name),
-                    "num_frames": 4 * args.chunks * pipeline.preset.chunk_frames - 3,
-                }
-                need = pipeline.memory_need("a prompt", **settings)
-                for _ in pipeline.stream("a prompt", **settings):
-                    pass
-            del pipeline
-            row = {"resolution": name, "policy": policy, "need": need.parts(), "need_bytes": need.total_bytes}
-            row |= {"peak_bytes": meter.taken_bytes, "peak_over_need": meter.taken_bytes / need.total_bytes}
+            # A program of its own each: memory that was freed is not always given back.
+            command = [sys.executable, __file__, *sys.argv[1:], "--one", resolution, policy]
+            row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             rows.append(row)
             print(
-                f"{name:<8} {policy:<11} said {need.total_bytes / 1e9:7.2f} GB, "
-                f"took {meter.taken_bytes / 1e9:7.2f} GB, {100 * row['peak_over_need']:.0f} %",
+                f"{resolution:<8} {policy:<11} said {row['need_bytes'] / 1e9:7.2f} GB, "
+                f"took {row['peak_bytes'] / 1e9:7.2f} GB, {100 * row['peak_over_need']:.0f} %",
                 flush=True,
             )
     document = {
@@ -117,11 +115,31 @@ def main() -> None:
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
+def measure(resolution: str, policy: str, device: str, num_layers: int, num_chunks: int) -> dict[str, Any]:
+    """Makes a model and runs a stream on it: what it was said to need, and the peak."""
+    with METERS[device]() as meter:
+        pipeline = build_pipeline(torch.device(device), num_layers)
+        settings: dict[str, Any] = {
+            "policy": policy,
+            "resolution": parse_resolution(resolution),
+            "num_frames": pixel_frames(num_chunks * pipeline.preset.chunk_frames),
+        }
+        need = pipeline.memory_need("a prompt", **settings)
+        for _ in pipeline.stream("a prompt", **settings):
+            pass
+    return {
+        "resolution": resolution,
+        "policy": policy,
+        "need": need.parts(),
+        "need_bytes": need.total_bytes,
+        "peak_bytes": meter.taken_bytes,
+        "peak_over_need": meter.taken_bytes / need.total_bytes,
+    }
+
+
 @torch.no_grad()
 def build_pipeline(device: torch.device, num_layers: int) -> VideoPipeline:
     """A model of random weights, built where it runs."""
-    from diffusers import AutoencoderKLWan
-
     config = replace(WAN_1_3B, num_layers=num_layers)
     roles = published_head_map("self-forcing-1.3b").roles[:num_layers]
     default = torch.get_default_dtype()

@@ -368,7 +368,7 @@ def test_the_check_can_be_skipped(pipeline, monkeypatch):
 
 def test_a_normal_machine_holds_the_embedded_model(pipeline):
     pipeline.stream("a circle", resolution=(832, 480))
-    assert VideoPipeline.from_pretrained(device="cpu").memory_need("x").total_bytes < 0.2 * GB
+    assert VideoPipeline.from_pretrained(device="cpu").memory_need("x").total_bytes < 1.0 * GB
 
 
 # What a device has

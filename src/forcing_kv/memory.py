@@ -30,6 +30,10 @@ from forcing_kv.wan import TransformerConfig, pass_bytes, text_memory_bytes
 HEADROOM = 0.1
 """Part of cache, passes and decoding that is added for what no sum of tensors shows: gaps, and what kernels borrow."""
 
+RUNTIME_BYTES = {"cpu": 800_000_000}
+"""What the libraries take besides tensors, by kind of device: compiled kernels, work space of threads
+(`benchmarks/memory.py`). On a GPU the headroom is to cover it."""
+
 UMT5_XXL_PARAMETERS = 5_680_910_336
 """Weights of the text encoder of all Wan2.1 models: 256,384 tokens of 4,096 values; 24 layers of four 4,096 x 4,096
 (64 heads of 64), three 4,096 x 10,240, two norms, and a bias for 32 relative positions per head; one last norm."""
@@ -46,6 +50,7 @@ class MemoryNeed:
         cache_bytes: Keys and values of the history, at their most.
         passes_bytes: Activations of the largest transformer pass, and the keys and values of the prompt.
         decode_bytes: The VAE's feature cache and activations.
+        runtime_bytes: The libraries' own.
         snapshot_bytes: What a copy of the stream's state takes beyond the memory that is free between chunks; 0 on a
             GPU, as the copy goes to the host.
     """
@@ -57,6 +62,7 @@ class MemoryNeed:
     passes_bytes: int = 0
     decode_bytes: int = 0
     snapshot_bytes: int = 0
+    runtime_bytes: int = 0
 
     @property
     def vae_bytes(self) -> int:
@@ -87,6 +93,7 @@ class MemoryNeed:
             "cache": self.cache_bytes,
             "passes": self.passes_bytes,
             "snapshot": self.snapshot_bytes,
+            "libraries": self.runtime_bytes,
             "headroom": self.headroom_bytes,
         }
 
@@ -160,6 +167,7 @@ class PlannedStream:
             passes_bytes=passes,
             decode_bytes=decode,
             snapshot_bytes=snapshot,
+            runtime_bytes=RUNTIME_BYTES.get(self.device.type, 0),
         )
 
 

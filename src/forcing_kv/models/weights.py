@@ -122,11 +122,11 @@ def build_transformer(
         on_progress: Told the number of weights done, and of all.
     """
     with torch.device("meta"):
-        transformer = CausalWanTransformer(config)
-    weights = {}
-    for number, name in enumerate(transformer.state_dict(), start=1):
-        # Copied even where nothing changes: a weight must not stay mapped from a file that may go away.
-        weights[name] = tensors[name].read().to(device=device, dtype=dtype, copy=True)
+        transformer = CausalWanTransformer(config).to(dtype)
+    transformer.to_empty(device=device).requires_grad_(False)
+    # All of the model is allocated before anything is read: what reading and merging take in between lies behind it and
+    # is used again and again, and the weights lie in memory of their own and not in a file that may go away.
+    for number, (name, weight) in enumerate(transformer.state_dict().items(), start=1):
+        weight.copy_(tensors[name].read())
         on_progress(number, len(tensors))
-    transformer.load_state_dict(weights, strict=True, assign=True)
-    return transformer.requires_grad_(False).eval()
+    return transformer.eval()
