@@ -40,6 +40,7 @@ class VideoPipeline:
         encode_prompt: Texts -> states [batch, text_len, text_dim].
         vae: diffusers' `AutoencoderKLWan`; None gives latents only.
         head_map: Roles of the heads; None restricts the policies to those that need none.
+        weights: What tells the transformer's weights from others of the same model.
 
     Raises:
         HeadMapError: The map does not fit the transformer.
@@ -53,12 +54,14 @@ class VideoPipeline:
         encode_prompt: PromptEncoder,
         vae: Any = None,
         head_map: HeadMap | None = None,
+        weights: str = "",
     ) -> None:
         self.preset = preset
         self.transformer = transformer
         self.encode_prompt = encode_prompt
         self.vae = vae
         self.head_map = head_map
+        self.weights = weights
         if head_map is not None:
             config = transformer.config
             head_map.check_fits(num_layers=config.num_layers, num_heads=config.num_heads)
@@ -131,6 +134,7 @@ class VideoPipeline:
             ),
             vae=source.components.load_vae(dtype=dtype, device=device),
             head_map=source.head_map if head_map is None else head_map,
+            weights=source.weights_label(),
         )
 
     @property
@@ -272,7 +276,7 @@ class VideoPipeline:
             keep_sink=keep_sink,
             fps=self.preset.fps,
             given=given,
-            identity={"model": self.preset.name, "seed": seed},
+            identity={"model": self.preset.name, "weights": self.weights, "seed": seed},
         )
 
     def memory_need(

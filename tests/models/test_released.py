@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from checkpoints import LORA_RANK, SMALL, fsdp_names, prefixed, random_lora, random_weights, with_lora, write_released
-from forcing_kv import CheckpointError, ConfigurationError, UnknownNameError, VideoPipeline, parse_policy
+from forcing_kv import (
+    CheckpointError,
+    ConfigurationError,
+    OutputError,
+    SnapshotError,
+    UnknownNameError,
+    VideoPipeline,
+    parse_policy,
+)
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.models import (
     RELEASED_MODELS,
@@ -234,3 +242,40 @@ def test_a_pipeline_from_a_release(tmp_path, tiny_model_folder):
     pipeline = VideoPipeline.from_source(replace(source, config=config, head_map=None), dtype="float32")
     frames = pipeline.generate("a red circle", num_frames=9, resolution=(96, 64), policy="window")
     assert frames.shape == (1, 9, 64, 96, 3)
+
+
+def test_weights_are_told_apart_by_content(tmp_path):
+    """Two fine-tunes have the same size; a file keeps its label when it is copied or touched."""
+    labels = []
+    for number, value in enumerate((0.0, 0.0, 1.0)):
+        path = tmp_path / str(number) / "mine.pt"
+        path.parent.mkdir()
+        torch.save({name: torch.full_like(tensor, value) for name, tensor in random_weights().items()}, path)
+        labels.append(find_model("raven-1.3b", weights=path).weights_label())
+    assert labels[0].startswith("mine.pt (")
+    assert labels[0] == labels[1] != labels[2]
+    longlive = "Efficient-Large-Model/LongLive-1.3B: models/"
+    assert find_model("longlive-1.3b").weights_label() == f"{longlive}longlive_base.pt + {longlive}lora.pt"
+
+
+def test_a_run_does_not_go_on_with_other_weights(tmp_path, tiny_model_folder):
+    from forcing_kv.generation import VideoRequest, check_made_alike, generate_video
+    from forcing_kv.prompt_schedule import prompt_schedule
+
+    other = save_other_weights(tiny_model_folder, tmp_path / "other.pt")
+    ours = VideoPipeline.from_pretrained(tiny_model_folder)
+    theirs = VideoPipeline.from_pretrained(tiny_model_folder, weights=other)
+    request = VideoRequest(prompts=prompt_schedule("a red circle"), path=tmp_path / "v.mp4", num_frames=9)
+    report = generate_video(ours, request)
+    assert report.weights == ours.weights
+    check_made_alike(ours, request)
+    with pytest.raises(OutputError, match=r"is finished, with weights 'transformer \(.*\)', not 'other.pt \("):
+        check_made_alike(theirs, request)
+    snapshot = ours.stream("a red circle").snapshot()
+    with pytest.raises(SnapshotError, match="the snapshot was made with weights='transformer"):
+        theirs.stream("a red circle").restore(snapshot)
+
+
+def save_other_weights(folder, path):
+    torch.save(random_weights(find_model(folder).config), path)
+    return path

@@ -35,6 +35,7 @@ class GenerationReport:
         policy: Spelling, settings included.
         positions: How temporal positions were counted.
         model: Name.
+        weights: What tells its weights from others.
         device: Where it ran.
         dtype: What it was computed in.
         seed: Of the noise.
@@ -65,6 +66,7 @@ class GenerationReport:
     policy: str
     positions: str
     model: str
+    weights: str
     device: str
     dtype: str
     seed: int

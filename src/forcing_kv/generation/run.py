@@ -101,7 +101,7 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
     """Refuse to pass a finished video off as this request if it was made otherwise.
 
     Raises:
-        OutputError: The file's model, policy, positions, beginning or length is another.
+        OutputError: The file's model, weights, policy, positions, beginning or length is another.
     """
     source = _source(pipeline, request)
     num_chunks = pipeline.num_chunks(request.num_frames, given_frames=source.given_frames if source else 0)
@@ -109,6 +109,7 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
     made = {**json.loads(info.metadata["comment"]), "frames": info.num_frames}
     asked = {
         "model": pipeline.preset.name,
+        "weights": pipeline.weights,
         "policy": pipeline.policy(request.policy).spec(),
         "positions": request.positions,
         "continue_from": source.name if source else None,
@@ -153,6 +154,7 @@ class _Run:
             "prompt": request.prompt_json(),
             "seed": request.seed,
             "model": pipeline.preset.name,
+            "weights": pipeline.weights,
             "policy": self.stream.cache.policy.spec(),
             "positions": self.stream.cache.positions,
             "version": package_version(),
@@ -228,6 +230,7 @@ class _Run:
             policy=cache.policy.spec(),
             positions=cache.positions,
             model=self.pipeline.preset.name,
+            weights=self.pipeline.weights,
             device=_device_name(self.pipeline.device),
             dtype=str(self.pipeline.dtype).removeprefix("torch."),
             seed=self.request.seed,

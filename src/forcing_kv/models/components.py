@@ -143,7 +143,7 @@ class Components:
 
         cache = None
         if self._is_slow_to_load():
-            cache = PromptCache(f"{self.text_encoder.identity()} {self.tokenizer.identity()} {dtype} {config.text_len}")
+            cache = PromptCache(f"{self.text_encoder.label()} {self.tokenizer.label()} {dtype} {config.text_len}")
         return LazyTextEncoder(load, device=device, cache=cache)
 
     def _is_slow_to_load(self) -> bool:

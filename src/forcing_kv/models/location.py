@@ -5,7 +5,6 @@ mode (`HF_HUB_OFFLINE=1`). `HF_HOME` and `HF_HUB_CACHE` say where they go.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,9 @@ from typing import Any, Protocol
 
 from forcing_kv.errors import CheckpointError
 from forcing_kv.output_files import reason
+
+NUM_SAMPLES = 32
+SAMPLE_BYTES = 65_536
 
 
 class Location(Protocol):
@@ -31,8 +33,8 @@ class Location(Protocol):
         """
         ...
 
-    def identity(self) -> str:
-        """A text that changes when the content may have changed, for keys of caches."""
+    def label(self) -> str:
+        """A short text that tells contents apart: what videos, snapshots and cached prompts were made with."""
         ...
 
 
@@ -55,12 +57,18 @@ class LocalPath:
             raise CheckpointError(f"{self.path} does not exist")
         return self.path
 
-    def identity(self) -> str:
-        """See `Location.identity`: names, sizes and times of the files (a hash would read gigabytes)."""
+    def label(self) -> str:
+        """See `Location.label`: the name, and a hash of samples of the content (all of it may be gigabytes)."""
         files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
-        stats = [(str(file.relative_to(self.path)), file.stat()) for file in files if file.is_file()]
-        listing = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-        return hashlib.sha256(listing.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for file in filter(Path.is_file, files):
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(self.path)} {size} ".encode())
+            with file.open("rb") as content:
+                for number in range(NUM_SAMPLES):
+                    content.seek(number * size // NUM_SAMPLES)
+                    digest.update(content.read(SAMPLE_BYTES))
+        return f"{self.path.name} ({digest.hexdigest()[:16]})"
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,8 @@ class HubFile:
         with _hub_errors(self, f"hf download {self.repo} {self.path}"):
             return Path(hf_hub_download(self.repo, self.path, tqdm_class=_progress_bar()))
 
-    def identity(self) -> str:
-        """See `Location.identity`: a release does not change."""
+    def label(self) -> str:
+        """See `Location.label`: a release does not change."""
         return str(self)
 
 
@@ -124,8 +132,8 @@ class HubFolder:
             )
         return folder
 
-    def identity(self) -> str:
-        """See `Location.identity`: a release does not change."""
+    def label(self) -> str:
+        """See `Location.label`: a release does not change."""
         return str(self)
 
 

@@ -62,6 +62,10 @@ class ModelSource:
         """Whether the transformer's weights are on this machine."""
         return all(location.find() is not None for location in self.locations)
 
+    def weights_label(self) -> str:
+        """What tells these weights from others of the same model."""
+        return " + ".join(location.label() for location in self.locations)
+
     def warn_of_licence(self) -> None:
         """Names a non-commercial licence."""
         if self.preset.is_non_commercial:
