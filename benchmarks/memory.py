@@ -11,20 +11,16 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan  # before anything is measured
 from torch import Tensor
 
 from forcing_kv import HeadMap, VideoPipeline
-from forcing_kv.bench import environment
-from forcing_kv.bench.host_memory import AnonymousMemory
+from forcing_kv.bench import PEAK_MEMORY, environment
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.models import ModelPreset, published_head_map
 from forcing_kv.resolution import parse_resolution
@@ -51,30 +47,11 @@ class RandomPrompts:
         """Nothing can be freed."""
 
 
-class CudaMemory:
-    """Peak of torch's allocator over the block, less what it held before."""
-
-    taken_bytes = 0
-
-    def __enter__(self) -> "CudaMemory":
-        torch.cuda.reset_peak_memory_stats()
-        self._before = torch.cuda.memory_allocated()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.taken_bytes = torch.cuda.max_memory_allocated() - self._before
-
-
-METERS: dict[str, Callable[[], AbstractContextManager[Any]]] = {"cpu": AnonymousMemory, "cuda": CudaMemory}
-
-
 def main() -> None:
     """Measures, prints a table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=WAN_1_3B.num_layers, help="blocks of the model to build (of 30)")
-    parser.add_argument("--device", default="cpu", choices=tuple(METERS))
+    parser.add_argument("--device", default="cpu", choices=tuple(PEAK_MEMORY))
     parser.add_argument("--resolutions", nargs="+", default=["480p", "720p", "1080p"])
     parser.add_argument("--chunks", type=int, default=7, help="length of every stream; 7 are 21 latent frames")
     parser.add_argument("--json", type=Path, help="where to write the result")
@@ -117,7 +94,7 @@ def main() -> None:
 
 def measure(resolution: str, policy: str, device: str, num_layers: int, num_chunks: int) -> dict[str, Any]:
     """Makes a model and runs a stream on it: what it was said to need, and the peak."""
-    with METERS[device]() as meter:
+    with PEAK_MEMORY[device]() as meter:
         pipeline = build_pipeline(torch.device(device), num_layers)
         settings: dict[str, Any] = {
             "policy": policy,

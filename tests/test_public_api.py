@@ -31,6 +31,7 @@ def test_public_names():
         "VideoStream",
         "Window",
         "attend",
+        "calibrate",
         "parse_policy",
     ]
     for name in forcing_kv.__all__:

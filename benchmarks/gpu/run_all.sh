@@ -2,7 +2,7 @@
 # Everything the README may claim for a GPU, measured on this machine: parity first, then speed and memory.
 #
 #   benchmarks/gpu/run_all.sh OUT            all stages
-#   benchmarks/gpu/run_all.sh OUT 480p       one stage: parity, memory, 480p, 720p or 1080p; each under ten minutes
+#   benchmarks/gpu/run_all.sh OUT 480p       one stage: parity, memory, calibration, 480p, 720p or 1080p; each under ten minutes
 #
 # OUT gets one JSON file per measurement. PYTHON names the interpreter; it needs a CUDA build of torch, the other
 # dependencies of this package, and, for the parity stage, pytest.
@@ -23,17 +23,20 @@ stage() {
     memory)
       "$python" benchmarks/memory.py --device cuda --json "$out/memory_gpu.json"
       ;;
+    calibration)
+      "$python" benchmarks/calibration.py --device cuda --repeats 10 --json "$out/calibration_gpu.json"
+      ;;
     480p | 720p | 1080p)
       "$python" benchmarks/policies.py --device cuda --resolution "$1" --repeats 10 --json "$out/policies_gpu_$1.json"
       ;;
     *)
-      echo "unknown stage $1; choose of: parity memory 480p 720p 1080p" >&2
+      echo "unknown stage $1; choose of: parity memory calibration 480p 720p 1080p" >&2
       exit 2
       ;;
   esac
 }
 
-for name in "${@:-parity memory 480p 720p 1080p}"; do
+for name in "${@:-parity memory calibration 480p 720p 1080p}"; do
   for one in $name; do
     echo "=== $one"
     stage "$one"

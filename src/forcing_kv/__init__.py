@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from forcing_kv.attention import attend as attend
     from forcing_kv.cache import StreamCache as StreamCache
+    from forcing_kv.calibration import calibrate as calibrate
     from forcing_kv.errors import CheckpointError as CheckpointError
     from forcing_kv.errors import ConfigurationError as ConfigurationError
     from forcing_kv.errors import ForcingKVError as ForcingKVError
@@ -58,6 +59,7 @@ _HOME = {
     "VideoStream": "rollout",
     "Window": "policies",
     "attend": "attention",
+    "calibrate": "calibration",
     "parse_policy": "policies",
 }
 

@@ -115,6 +115,7 @@ class PlannedStream:
         text_encoder_bytes: The text encoder, if it lies on the same device.
         fps: Pixel frames per second of video.
         other_policies: What a refusal may propose.
+        counts_chunks: Whether a refusal proposes a length in chunks (`--chunks`) rather than `--seconds`.
     """
 
     config: TransformerConfig
@@ -129,6 +130,7 @@ class PlannedStream:
     text_encoder_bytes: int = 0
     fps: float = 16
     other_policies: tuple[CachePolicy, ...] = ()
+    counts_chunks: bool = False
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -363,7 +365,8 @@ def _shorter(stream: PlannedStream, available: int) -> list[_Change]:
     if not num_fitting:
         return []
     seconds = pixel_frames(num_fitting * stream.geometry.chunk_frames) / stream.fps
-    return [_set(f"--seconds {math.floor(100 * seconds) / 100:g}", num_chunks=num_fitting)]
+    flag = f"--chunks {num_fitting}" if stream.counts_chunks else f"--seconds {math.floor(100 * seconds) / 100:g}"
+    return [_set(flag, num_chunks=num_fitting)]
 
 
 def _set(flag: str, **settings: Any) -> _Change:

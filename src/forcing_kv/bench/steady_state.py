@@ -74,7 +74,7 @@ def measure_steady_state(
     streams = {}
     for name, policy in policies.items():
         on_progress(f"filling {name}")
-        streams[name] = _filled_stream(transformer, geometry, policy, sampler or FewStepSampler())
+        streams[name] = filled_stream(transformer, geometry, policy, sampler=sampler)
     snapshots = {name: stream.snapshot() for name, stream in streams.items() if is_unbounded(policies[name], geometry)}
     rows = {name: _describe(transformer, stream.cache) for name, stream in streams.items()}
     times: dict[str, list[float]] = {name: [] for name in policies}
@@ -89,11 +89,18 @@ def measure_steady_state(
     return [replace(rows[name], chunk_ms=tuple(times[name])) for name in policies]
 
 
-def _filled_stream(
-    transformer: CausalWanTransformer, geometry: FrameGeometry, policy: CachePolicy, sampler: FewStepSampler
+def filled_stream(
+    transformer: CausalWanTransformer,
+    geometry: FrameGeometry,
+    policy: CachePolicy,
+    *,
+    sampler: FewStepSampler | None = None,
 ) -> VideoStream:
-    """A stream in the state to be timed: its cache is full or, without a bound, one chunk short of 21 frames."""
-    config = transformer.config
+    """A stream in the state to be timed: its cache is full or, without a bound, one chunk short of 21 frames.
+
+    The chunks that fill it are made in a single step.
+    """
+    config, sampler = transformer.config, sampler or FewStepSampler()
     cache = StreamCache(
         geometry, policy, dtype=transformer.dtype, device=transformer.device, head_order=transformer.head_order
     )

@@ -1,5 +1,6 @@
 """The cache of one stream and the buffers it is made of."""
 
+from forcing_kv.cache.observer import AttentionObserver, AttentionRead
 from forcing_kv.cache.positions import POSITIONS, TemporalRotation, check_relative_positions
 from forcing_kv.cache.recache import RecachePass
 from forcing_kv.cache.size import cache_bytes, is_unbounded
@@ -7,6 +8,8 @@ from forcing_kv.cache.stream_cache import StreamCache
 
 __all__ = [
     "POSITIONS",
+    "AttentionObserver",
+    "AttentionRead",
     "RecachePass",
     "StreamCache",
     "TemporalRotation",

@@ -90,6 +90,17 @@ class GroupBuffer:
         held = self.kv[:, :, self._current_start - self.history_tokens :]
         return held[0], held[1]
 
+    def key_frames(self, first_frame: int, *, sink_first_frame: int) -> tuple[int, ...]:
+        """Absolute index of every whole frame that `read` gives, in the order in which they lie.
+
+        Args:
+            first_frame: Of the current chunk.
+            sink_first_frame: Of the sink.
+        """
+        recent = range(first_frame - 1, first_frame - 1 - self.recent_frames, -1)
+        sink = range(sink_first_frame + self.sink_frames - 1, sink_first_frame - 1, -1)
+        return (*recent, *sink, *range(first_frame, first_frame + self.geometry.chunk_frames))
+
     def read_sink(self) -> tuple[Tensor, Tensor]:
         """Views of the sink alone."""
         sink = self.kv[:, :, self._current_start - self.geometry.tokens(self.sink_frames) : self._current_start]

@@ -8,7 +8,8 @@ It works with any transformer: call `attend(layer, q, k, v)` in every layer in p
 `commit()` after the pass on the clean chunk (`examples/own_model.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from forcing_kv.attention import attend
 from forcing_kv.cache.buffer import GroupBuffer
+from forcing_kv.cache.observer import AttentionObserver, AttentionRead
 from forcing_kv.cache.places import heads_at, join_heads
 from forcing_kv.cache.positions import TemporalRotation
 from forcing_kv.cache.recache import RecachePass
@@ -72,6 +74,7 @@ class StreamCache:
         self.last_selection: Selection | None = None
         """What the newest commit selected, if anything."""
         self._rotation = rotation
+        self._observer: AttentionObserver | None = None
         self._sink_first_frame = 0
         natural = tuple(range(geometry.num_heads))
         self._head_order = (
@@ -116,7 +119,30 @@ class StreamCache:
         for buffer in buffers:
             buffer.write_current(heads_at(k, buffer.places), heads_at(v, buffer.places))
             outputs.append(attend(heads_at(q, buffer.places), *buffer.read()))
+        if self._observer is not None:
+            self._show(self._observer, layer, q)
         return join_heads(outputs, [buffer.places for buffer in buffers])
+
+    @contextmanager
+    def observed_by(self, observer: AttentionObserver) -> Iterator[None]:
+        """Tells `observer` what every call of `attend` reads, for the length of a `with` block.
+
+        The pass of a re-cache is not observed: it is no pass over a chunk.
+
+        Raises:
+            ConfigurationError: The policy keeps segments of frames; an observer is told of whole frames.
+        """
+        plan = self.policy.plan(self.geometry, grouped=True)
+        if any(group.selected_segments for groups in plan.layers for group in groups):
+            raise ConfigurationError(
+                f"policy {self.policy.spec()!r} keeps segments of frames, and an observer is told of whole frames; "
+                "observe the full cache (policy 'full') or one that selects nothing"
+            )
+        previous, self._observer = self._observer, observer
+        try:
+            yield
+        finally:
+            self._observer = previous
 
     def commit(self) -> None:
         """Makes the chunk of the last pass history: selects segments, then moves the recent frames on."""
@@ -207,6 +233,20 @@ class StreamCache:
     @property
     def _sink_frames(self) -> int:
         return max(buffer.sink_frames for buffer in self._buffers)
+
+    def _show(self, observer: AttentionObserver, layer: int, q: Tensor) -> None:
+        """Tells the observer what the layer has just read."""
+        for buffer in self._layers[layer]:
+            keys, _ = buffer.read()
+            read = AttentionRead(
+                layer=layer,
+                heads=tuple(self._head_order[layer][place] for place in buffer.places),
+                q=heads_at(q, buffer.places),
+                k=keys,
+                key_frames=buffer.key_frames(self.num_frames, sink_first_frame=self._sink_first_frame),
+                first_frame=self.num_frames,
+            )
+            observer.observe(read)
 
     def _allocate(self, plan: CachePlan, layer: int) -> list[GroupBuffer]:
         place_of = {head: place for place, head in enumerate(self._head_order[layer])}

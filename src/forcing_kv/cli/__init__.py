@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "Make a video from a prompt.",
     "models": "What can be run: weights, licence, memory.",
     "convert": "A released checkpoint or a fine-tune -> a model folder.",
+    "calibrate": "Which heads of a checkpoint are static: a head map and a report.",
     "prompts": "Valid prompts for the embedded model.",
     "train-tiny": "Train the embedded model from nothing.",
 }

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
+from forcing_kv.cli import options
+from forcing_kv.cli.progress import progress_bar
 from forcing_kv.models import find_model
 from forcing_kv.models.convert import convert
 from forcing_kv.pipeline import DTYPES
@@ -12,13 +13,8 @@ from forcing_kv.pipeline import DTYPES
 
 @click.command("convert")
 @click.option("--model", required=True, help="Whose sizes and settings the weights have (see `forcing-kv models`).")
-@click.option("--weights", type=click.Path(path_type=Path), help="Weight file or folder. [the model's own]")
-@click.option("--lora", metavar="FILE|none", help="LoRA to merge; none if the weights have the model's own merged.")
-@click.option(
-    "--components",
-    type=click.Path(path_type=Path),
-    help="Folder with vae, text_encoder and tokenizer to copy as well. [the saved folder names the hub's]",
-)
+@options.weights
+@options.components("Folder with vae, text_encoder and tokenizer to copy as well. [the saved folder names the hub's]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
 @click.option(
     "--dtype",
@@ -50,13 +46,7 @@ def command(
     """
     source = find_model(model, weights=weights, lora=lora, components=components)
     source.warn_of_licence()
-    with tqdm(desc="writing", unit="file", leave=False, disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.n = done
-            bar.refresh()
-
+    with progress_bar("writing", "file") as show:
         convert(source, output, dtype=DTYPES.get(dtype), overwrite=overwrite, on_progress=show)
     num_bytes = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     click.echo(f"{output}: {source.preset.name}, {num_bytes / 1e9:.2f} GB; run it with --model {output}")

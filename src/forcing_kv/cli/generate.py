@@ -3,7 +3,6 @@
 import json
 import math
 import textwrap
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import click
 from tqdm import tqdm
 
 from forcing_kv.cache import POSITIONS
+from forcing_kv.cli import options
+from forcing_kv.cli.progress import progress_bar
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.generation import (
     ChunkProgress,
@@ -52,7 +53,7 @@ def _policy_help() -> str:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="MP4 to write, or a folder for many videos. [out.mp4]"
 )
-@click.option("--model", default="tiny", show_default=True, help="Name (see `forcing-kv models`) or folder of a model.")
+@options.model
 @click.option(
     "--policy",
     metavar="NAME[:SETTING=VALUE,...]",
@@ -68,30 +69,12 @@ def _policy_help() -> str:
 )
 @click.option("--seconds", type=float, help=f"Length to make, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
-@click.option(
-    "--resolution",
-    metavar="WxH|480p|720p|1080p",
-    help="Size in pixels; a name with -portrait, as 480p-portrait, stands upright. [the model's own]",
-)
+@options.resolution
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same video.")
 @click.option("--num-videos", type=int, default=1, show_default=True, help="Videos per prompt, with seeds counting up.")
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="Weight file or folder to use instead of the model's own."
-)
-@click.option("--lora", metavar="FILE|none", help="LoRA to merge; none if the weights have the model's own merged.")
-@click.option(
-    "--components",
-    type=click.Path(path_type=Path),
-    help="Folder with vae, text_encoder and tokenizer to use instead of the hub's.",
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto: a GPU if there is one.")
-@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16, or auto.")
-@click.option(
-    "--text-encoder-device",
-    default="auto",
-    show_default=True,
-    help="Where prompts are encoded; cpu saves 11 GB of GPU memory.",
-)
+@options.weights
+@options.components()
+@options.placement
 @click.option("--head-map", type=click.Path(path_type=Path), help="Head roles to use instead of the model's own.")
 @click.option(
     "--prompt-file", type=click.Path(path_type=Path), help="One prompt per line, or JSON lines with prompts over time."
@@ -112,7 +95,7 @@ def _policy_help() -> str:
 )
 @click.option("--resume", is_flag=True, help="Go on with a video whose run was killed.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-@click.option("--skip-memory-check", is_flag=True, help="Start even if the device seems too small.")
+@options.skip_memory_check
 def command(
     *,
     prompt: str | None,
@@ -209,20 +192,19 @@ def command(
     check_stream(source.preset, planned.geometry, planned.policy, num_chunks=planned.num_chunks, positions=positions)
     if not skip_memory_check:
         check_memory(planned)
-    with tqdm(desc="loading weights", unit="weight", leave=False, disable=None) as bar:
+    with progress_bar("loading weights", "weight") as show:
         pipeline = VideoPipeline.from_source(
             source,
             device=device,
             dtype=dtype,
             text_encoder_device=text_encoder_device,
             head_map=roles,
-            on_progress=partial(_show_progress, bar),
+            on_progress=show,
         )
     for folder in folders:
         folder.mkdir(exist_ok=True)
 
-    options = {"resume": resume, "overwrite": overwrite, "check_memory": not skip_memory_check}
-    reports = _generate_all(pipeline, requests, **options)
+    reports = _generate_all(pipeline, requests, resume=resume, overwrite=overwrite, check_memory=not skip_memory_check)
     made = [request for request in requests if request.path in reports]
     if contact_sheet is not None:
         rows = [(request.path, _sheet_label(request, reports[request.path])) for request in made]
@@ -233,12 +215,6 @@ def command(
             temporary.write_text(json.dumps({"videos": documents} if is_many else documents[0], indent=2) + "\n")
     if any(report is not None and report.interrupted for report in reports.values()):
         raise KeyboardInterrupt
-
-
-def _show_progress(bar: "tqdm[Any]", done: int, total: int) -> None:
-    bar.total = total
-    bar.n = done
-    bar.refresh()
 
 
 def _generate_all(

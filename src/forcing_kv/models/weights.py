@@ -4,6 +4,7 @@ One tensor at a time goes from the file to its place, in the wanted dtype and on
 more host memory than the model itself.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,3 +131,16 @@ def build_transformer(
         weight.copy_(tensors[name].read())
         on_progress(number, len(tensors))
     return transformer.eval()
+
+
+def weights_sha256(transformer: CausalWanTransformer) -> str:
+    """A hash of the weights as they are loaded: names, dtypes, shapes and bytes, with the heads as they are numbered.
+
+    So it does not depend on where the heads lie or on the file the weights came from, but it does on the dtype: the
+    same checkpoint rounded to bfloat16 is another model. One tensor at a time is on the host.
+    """
+    digest = hashlib.sha256()
+    for name, weight in transformer.released_weights():
+        digest.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

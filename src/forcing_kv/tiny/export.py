@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from forcing_kv.calibration import measure_frame_mass
+from forcing_kv.calibration import calibrate
 from forcing_kv.models import ModelPreset, save_model
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.text import TextEncoder
@@ -59,7 +59,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
         encode_prompt=TextEncoder(model.text_encoder.float(), model.tokenizer, text_len=TEXT_LEN),
     )
     prompts = random_prompts(_CALIBRATION_PROMPTS, seed=recipe.seed, held_out=False)
-    head_map = measure_frame_mass(pipeline, prompts, num_chunks=_CALIBRATION_CHUNKS, seed=recipe.seed)
+    calibration = calibrate(pipeline, prompts, num_chunks=_CALIBRATION_CHUNKS, seed=recipe.seed)
     save_model(
         target,
         preset=preset,
@@ -67,7 +67,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
         vae=vae.bfloat16(),
         text_encoder=model.text_encoder.bfloat16(),
         tokenizer=model.tokenizer,
-        head_map=head_map,
+        head_map=calibration.head_map,
     )
     document = training_document(folder, recipe, hardware=hardware) | {"notes": list(notes)}
     (target / "training.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

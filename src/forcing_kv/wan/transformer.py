@@ -5,7 +5,7 @@ the keys and values of earlier frames live in the `SelfAttentionMemory` that is 
 `TextMemory` that is computed once per prompt. So one model serves any number of streams at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -135,6 +135,17 @@ class CausalWanTransformer(nn.Module):
             block.self_attn.permute_heads([current.index(head) for head in wanted])
         self.head_order = tuple(tuple(order) for order in head_order)
 
+    def released_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight by name, heads as they are numbered, whatever order they lie in now; one at a time."""
+        order_of = {f"blocks.{layer}.self_attn": order for layer, order in enumerate(self.head_order)}
+        for name, weight in self.state_dict().items():
+            module = ".".join(name.split(".")[:3])
+            if module in order_of:
+                natural = [order_of[module].index(head) for head in range(self.config.num_heads)]
+                yield name, with_heads_in(natural, name.removeprefix(f"{module}."), weight)
+            else:
+                yield name, weight
+
     def _unpatchify(self, out: Tensor, rows: int, cols: int) -> Tensor:
         batch, num_frames = out.shape[:2]
         _, patch_h, patch_w = self.config.patch_size
@@ -208,16 +219,8 @@ class SelfAttention(Attention):
     @torch.no_grad()
     def permute_heads(self, order: Sequence[int]) -> None:
         """Moves the head now at place order[i] to place i, in every weight that has a head axis."""
-        head_dim = self.o.in_features // self.num_heads
-        rows = torch.tensor(
-            [head * head_dim + value for head in order for value in range(head_dim)], device=self.o.weight.device
-        )
-        for tensor in (self.q.weight, self.q.bias, self.k.weight, self.k.bias, self.v.weight, self.v.bias):
-            tensor.copy_(tensor[rows])
-        for norm in (self.norm_q, self.norm_k):
-            for weight in norm.parameters():
-                weight.copy_(weight[rows])
-        self.o.weight.copy_(self.o.weight[:, rows])
+        for name, weight in self.named_parameters():
+            weight.copy_(with_heads_in(order, name, weight))
 
 
 class CrossAttention(Attention):
@@ -258,6 +261,16 @@ def timestep_sinusoid(timesteps: Tensor, dim: int) -> Tensor:
     frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
     angles = timesteps.double()[..., None] * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
+
+
+def with_heads_in(order: Sequence[int], name: str, weight: Tensor) -> Tensor:
+    """A weight of `SelfAttention`, by its name there, with the head at place order[i] at place i."""
+    if name == "o.bias":
+        return weight  # it is added after the heads are mixed
+    axis = 1 if name == "o.weight" else 0
+    head_dim = weight.shape[axis] // len(order)
+    rows = torch.tensor([head * head_dim + value for head in order for value in range(head_dim)], device=weight.device)
+    return weight.index_select(axis, rows)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

@@ -1,0 +1,128 @@
+"""`forcing-kv calibrate`, from a prompt file to a head map."""
+
+import json
+import os
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from forcing_kv import HeadMap
+from forcing_kv.cli import cli
+
+PROMPTS = ["a large red circle moving sideways", "a small blue square moving in circles"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with a prompt file, and a report that is quick to write."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+
+    def write_report(observations, head_map, folder):
+        (folder / "report.json").write_text(json.dumps({"prompts": observations.prompts}))
+        return f"a table of {head_map.num_static} static heads"
+
+    report = types.ModuleType("forcing_kv.calibration.report")
+    report.write_report = write_report
+    monkeypatch.setitem(sys.modules, report.__name__, report)
+    return tmp_path
+
+
+def calibrate(*arguments, prompt_file="prompts.txt", output="roles", model="tiny"):
+    settings = ["--model", model, "--prompt-file", prompt_file, "-o", output, "--device", "cpu"]
+    return CliRunner().invoke(cli, ["calibrate", *map(str, [*arguments, *settings])])
+
+
+def test_prompts_to_a_head_map(folder):
+    result = calibrate("--chunks", 4, "--steps", "0,3", "--target-static-fraction", 0.5, "--seed", 5)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir("roles")) == ["head_map.json", "observations", "report.json"]
+    assert sorted(os.listdir("roles/observations")) == ["00000.safetensors", "00001.safetensors"]
+    head_map = HeadMap.load("roles/head_map.json")
+    assert (head_map.model, head_map.num_layers, head_map.num_heads, head_map.num_static) == ("tiny", 6, 6, 18)
+    provenance = head_map.provenance
+    assert (provenance["prompts"], provenance["seeds"]) == (PROMPTS, [5, 6])
+    assert (provenance["chunks"], provenance["steps"]) == ([3], [0, 3])
+    table, summary = result.stdout.splitlines()
+    assert table == "a table of 18 static heads"
+    assert summary.startswith("roles: 18 of 36 heads are static (score at least 0.")
+    assert summary.endswith("use the map with --head-map roles/head_map.json")
+    video = ["generate", PROMPTS[0], "--frames", "9", "--device", "cpu", "--head-map", "roles/head_map.json"]
+    assert CliRunner().invoke(cli, video).exit_code == 0
+
+
+def test_resume_and_overwrite(folder):
+    arguments = ("--chunks", 4, "--steps", 0, "--max-queries", 20)
+    assert calibrate(*arguments).exit_code == 0
+    first = Path("roles/head_map.json").read_text()
+    times = {path: path.stat().st_mtime_ns for path in Path("roles/observations").iterdir()}
+
+    refused = calibrate(*arguments)
+    assert refused.exit_code == 2
+    assert (
+        "roles exists: go on with an unfinished calibration with --resume, replace it with --overwrite"
+        in refused.stderr
+    )
+    refused = calibrate(*arguments, "--resume", "--seed", 1)
+    assert refused.exit_code == 2
+    assert "was made with seed 0, not 1" in refused.stderr
+
+    Path("roles/observations/00001.safetensors").unlink()  # as if it had been killed during the second prompt
+    del times[Path("roles/observations/00001.safetensors")]
+    assert calibrate(*arguments, "--resume").exit_code == 0
+    assert Path("roles/head_map.json").read_text() == first
+    for path, time in times.items():
+        assert path.stat().st_mtime_ns == time
+
+    Path("roles/observations/notes.txt").write_text("the user's own")
+    assert calibrate(*arguments, "--overwrite", "--seed", 1, "--threshold", 0.3).exit_code == 0
+    assert HeadMap.load("roles/head_map.json").provenance["seeds"] == [1, 2]
+    assert HeadMap.load("roles/head_map.json").threshold == 0.3
+    assert Path("roles/observations/notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chunks", 3], "3 chunks of 3 frames are too few: .* use at least 4 chunks"),
+        (["--steps", "4"], r"steps=\[4\] must name some of the 4 denoising steps of tiny: 0 to 3"),
+        (["--steps", "first"], "steps 'first' are no list of numbers: write 0,2 or all"),
+        (["--threshold", 0.5, "--target-static-fraction", 0.5], "either a threshold or a target_static_fraction"),
+        (["--threshold", 80], "threshold=80.0 must lie between 0 and 1"),
+        (["--max-queries", 1], "max_queries=1 must be at least 2"),
+        (["--sink-frames", -1], "sink_frames=-1 must be at least 0"),
+        (["--seed", -1], "-1 is not in the range"),
+        (["--resolution", "8k"], "unknown resolution '8k'"),
+        (["--model", "nonsense"], "unknown model 'nonsense'"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--prompt-file", "missing.txt"], "missing.txt cannot be read"),
+        (["--prompt-file", "schedule.txt"], "schedule.txt, line 2: a calibration takes one prompt per line"),
+        (["-o", "missing/roles"], "missing does not exist"),
+        (["-o", "prompts.txt"], "prompts.txt is a file"),
+        (["-o", "."], r"\. exists: .*--resume"),
+        (["--resolution", "8192x8192", "--chunks", 400], "it fits|no flag makes it fit"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_told_before_the_model_is_loaded(folder, monkeypatch, arguments, message):
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("forcing_kv.cli.calibrate.VideoPipeline.from_source", load)
+    Path("schedule.txt").write_text(
+        'a circle\n{"prompts": [{"at_seconds": 0, "text": "a circle"}, {"at_seconds": 1, "text": "a square"}]}\n'
+    )
+    before = sorted(os.listdir())
+    settings = ["--prompt-file", "prompts.txt", "-o", "roles", *map(str, arguments)]  # click takes the last of each
+    result = CliRunner().invoke(cli, ["calibrate", *settings])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("forcing-kv: error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert re.search(message, result.stderr), result.stderr
+    assert "--policy" not in result.stderr
+    assert "--seconds" not in result.stderr
+    assert sorted(os.listdir()) == before
