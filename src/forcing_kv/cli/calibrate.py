@@ -8,6 +8,7 @@ import click
 from forcing_kv.calibration import calibrate, default_num_chunks, observed_passes
 from forcing_kv.calibration.finished import FinishedPrompts
 from forcing_kv.calibration.observer import DEFAULT_SINK_FRAMES, check_max_queries
+from forcing_kv.calibration.report import check_figures_available, write_report
 from forcing_kv.calibration.roles import check_role_settings
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
@@ -90,6 +91,7 @@ def command(
       forcing-kv calibrate --model self-forcing-1.3b --weights mine.pt --prompt-file prompts.txt -o roles --steps 0,3
       forcing-kv generate "a red circle" --head-map roles/head_map.json
     """
+    check_figures_available()
     _check_output(output, resume=resume, overwrite=overwrite)
     prompts = _read_prompts(prompt_file)
     check_role_settings(threshold=threshold, target_static_fraction=target_static_fraction)
@@ -138,8 +140,6 @@ def command(
             check_memory=not skip_memory_check,
             on_progress=show,
         )
-    from forcing_kv.calibration.report import write_report
-
     head_map = result.head_map
     map_path = output / "head_map.json"
     with atomic_write(map_path) as temporary:
