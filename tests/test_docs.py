@@ -16,7 +16,8 @@ def commands(page):
     """The lines in code blocks that begin with the program's name."""
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```$", page.read_text(), flags=re.M | re.S)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("forcing-kv ")]
+    lines = [line.partition(" > ")[0] for line in lines if line.startswith("forcing-kv ")]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -142,6 +142,7 @@ def short_recipe(seed=0):
         decoder=short,
         shards=(Shard(num_clips=2, num_frames=24, index=0),),
         num_measured_clips=8,
+        num_calibration_prompts=2,
         batch_scale=0.05,
     )
 

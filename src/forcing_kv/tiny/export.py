@@ -28,7 +28,6 @@ PRESET = ModelPreset(
     default_resolution=(WIDTH, HEIGHT),
     fps=FRAMES_PER_SECOND,
 )
-_CALIBRATION_PROMPTS = 8
 _CALIBRATION_CHUNKS = 12
 
 
@@ -58,7 +57,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
         transformer=model.transformer.float(),  # rounded to bf16, computed in fp32
         encode_prompt=TextEncoder(model.text_encoder.float(), model.tokenizer, text_len=TEXT_LEN),
     )
-    prompts = random_prompts(_CALIBRATION_PROMPTS, seed=recipe.seed, held_out=False)
+    prompts = random_prompts(recipe.num_calibration_prompts, seed=recipe.seed, held_out=False)
     calibration = calibrate(pipeline, prompts, num_chunks=_CALIBRATION_CHUNKS, seed=recipe.seed)
     save_model(
         target,

@@ -68,6 +68,7 @@ class Recipe:
     decoder: Schedule = DECODER_SCHEDULE
     shards: tuple[Shard, ...] = SHARDS
     num_measured_clips: int = 64
+    num_calibration_prompts: int = 64
     batch_scale: float = 1.0
     device: str = "cpu"
 
