@@ -15,6 +15,7 @@ from torch import Tensor
 from forcing_kv import memory
 from forcing_kv.cache import POSITIONS, StreamCache, check_relative_positions
 from forcing_kv.continuation import given_latents, latents_resolution
+from forcing_kv.devices import resolve_device, resolve_dtype
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.heads import HeadMap
@@ -27,8 +28,6 @@ from forcing_kv.sampling import SeededNoise
 from forcing_kv.text import PromptEncoder, encode_within
 from forcing_kv.video import StreamingVaeDecoder, VaeSize
 from forcing_kv.wan import CausalWanTransformer
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class VideoPipeline:
@@ -388,27 +387,3 @@ def check_stream(
             recache_frames=preset.recache_frames if recache_frames is None else recache_frames,
             keep_sink=keep_sink,
         )
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """`auto` takes a CUDA GPU if there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise UnknownNameError("device", str(device), ["auto", "cpu", "cuda", "cuda:N"]) from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device 'cuda' was asked for, and torch sees no CUDA GPU here; use --device cpu")
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise UnknownNameError("dtype", dtype, ["auto", *DTYPES])
-    return DTYPES[dtype]

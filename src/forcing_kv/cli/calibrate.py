@@ -12,6 +12,7 @@ from forcing_kv.calibration.report import check_figures_available, write_report
 from forcing_kv.calibration.roles import check_role_settings
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
+from forcing_kv.devices import resolve_device, resolve_dtype
 from forcing_kv.errors import ConfigurationError, OutputError, PromptError
 from forcing_kv.generation.request import MAX_SEED
 from forcing_kv.geometry import pixel_frames
@@ -19,7 +20,7 @@ from forcing_kv.heads import DEFAULT_THRESHOLD
 from forcing_kv.memory import check_memory, plan_run
 from forcing_kv.models import find_model
 from forcing_kv.output_files import atomic_write, check_output_folder
-from forcing_kv.pipeline import VideoPipeline, resolve_device, resolve_dtype
+from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.policies import Full
 from forcing_kv.prompt_file import read_prompt_file
 from forcing_kv.resolution import parse_resolution

@@ -6,9 +6,9 @@ import click
 
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
+from forcing_kv.devices import DTYPES
 from forcing_kv.models import find_model
 from forcing_kv.models.convert import convert
-from forcing_kv.pipeline import DTYPES
 
 
 @click.command("convert")

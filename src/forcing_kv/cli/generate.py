@@ -12,6 +12,7 @@ from tqdm import tqdm
 from forcing_kv.cache import POSITIONS
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
+from forcing_kv.devices import resolve_device, resolve_dtype
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.generation import (
     ChunkProgress,
@@ -30,7 +31,7 @@ from forcing_kv.heads import HeadMap
 from forcing_kv.memory import check_memory, plan_run
 from forcing_kv.models import RELEASED_MODELS, find_model
 from forcing_kv.output_files import atomic_write, check_output_file
-from forcing_kv.pipeline import VideoPipeline, check_stream, resolve_device, resolve_dtype
+from forcing_kv.pipeline import VideoPipeline, check_stream
 from forcing_kv.policies import POLICIES, describe_settings
 from forcing_kv.prompt_file import read_prompt_file
 from forcing_kv.prompt_schedule import prompt_schedule

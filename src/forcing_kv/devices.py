@@ -1,0 +1,32 @@
+"""Devices and dtypes by the names they have on a command line."""
+
+import torch
+
+from forcing_kv.errors import ConfigurationError, UnknownNameError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What weights, cache and passes may be."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`auto` takes a CUDA GPU if there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UnknownNameError("device", str(device), ["auto", "cpu", "cuda", "cuda:N"]) from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device 'cuda' was asked for, and torch sees no CUDA GPU here; use --device cpu")
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, ["auto", *DTYPES])
+    return DTYPES[dtype]
