@@ -27,8 +27,8 @@ demo: install  ## make a short video with the embedded model: demo.mp4, and demo
 	$(BIN)/forcing-kv generate "$(PROMPT)" -o demo.mp4 --contact-sheet demo.png --overwrite
 	@echo "the video is $(CURDIR)/demo.mp4, its frames are on $(CURDIR)/demo.png"
 
-test: install  ## run the tests
-	$(BIN)/python -m pytest
+test: install  ## run the tests, on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: install  ## lint, format check and types
 	$(BIN)/ruff check
