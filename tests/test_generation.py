@@ -2,13 +2,21 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from forcing_kv.errors import ConfigurationError, OutputError
-from forcing_kv.generation import VideoRequest, check_requests, generate_video, is_finished, plan_requests
+from forcing_kv.generation import (
+    VideoRequest,
+    check_made_alike,
+    check_requests,
+    generate_video,
+    is_finished,
+    plan_requests,
+)
 from forcing_kv.generation.request import MAX_SEED, slug
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
@@ -105,6 +113,19 @@ def test_where_snapshots_are_slow_not_every_chunk_gets_one(pipeline, tmp_path, m
         generate_video(pipeline, cut, on_progress=kill_after(3))
     assert generate_video(pipeline, cut, resume=True).frames_made == 45 - 9
     assert cut.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_latents_that_were_kept_are_not_lost_by_a_resume_without_them(pipeline, tmp_path):
+    cut = VideoRequest(prompts=PROMPT, path=tmp_path / "cut.mp4", num_frames=33, latents_path=tmp_path / "l.st")
+    with pytest.raises(Killed):
+        generate_video(pipeline, cut, on_progress=kill_after(1))
+    with pytest.raises(OutputError, match="was begun with --save-latents, and its latents would be lost"):
+        generate_video(pipeline, replace(cut, latents_path=None), resume=True)
+    generate_video(pipeline, cut, resume=True)
+    check_made_alike(pipeline, cut)
+    cut.latents_path.unlink()
+    with pytest.raises(OutputError, match="is finished, and its latents were not kept in"):
+        check_made_alike(pipeline, cut)
 
 
 def test_snapshot_that_lags_behind_makes_the_chunk_again(pipeline, tmp_path, monkeypatch):

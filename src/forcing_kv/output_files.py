@@ -50,6 +50,19 @@ def check_output_folder(folder: str | Path) -> Path:
     return folder
 
 
+def check_new_folder(folder: str | Path) -> Path:
+    """Refuse a folder that could not be made, with the folders above it; touches nothing.
+
+    Returns:
+        The nearest folder above it that exists.
+
+    Raises:
+        OutputError: As said.
+    """
+    above = next(parent for parent in Path(folder).absolute().parents if parent.exists())
+    return check_output_folder(above)
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file under a temporary name beside `path`; it takes its own name only when the block ends well.

@@ -51,8 +51,10 @@ def test_another_dtype(tmp_path):
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     source = write_released("raven-1.3b", tmp_path / "hub").source()
     target = tmp_path / "saved"
-    with pytest.raises(OutputError, match="does not exist: create it first"):
-        convert(source, tmp_path / "nowhere" / "saved")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is a file: choose another place"):
+        convert(source, tmp_path / "file" / "saved")
+    (tmp_path / "file").unlink()
     target.mkdir()
     with pytest.raises(OutputError, match="exists: choose another name, or replace it with --overwrite"):
         convert(source, target)
@@ -90,6 +92,12 @@ def test_on_the_command_line(tmp_path, tiny_model_folder):
     result = CliRunner().invoke(cli, ["convert", "--model", "raven-1.3b", "--weights", str(output), "-o", str(output)])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"forcing-kv: error: {output} exists")
+
+
+def test_folders_above_it_are_made(tmp_path):
+    source = write_released("raven-1.3b", tmp_path / "hub").source()
+    convert(source, tmp_path / "models" / "mine" / "raven")
+    assert find_model(tmp_path / "models" / "mine" / "raven").preset == source.preset
 
 
 def test_components_given_are_copied(tmp_path, tiny_model_folder):

@@ -19,7 +19,7 @@ from forcing_kv.geometry import pixel_frames
 from forcing_kv.heads import DEFAULT_THRESHOLD
 from forcing_kv.memory import check_memory, plan_run
 from forcing_kv.models import find_model
-from forcing_kv.output_files import atomic_write, check_output_folder
+from forcing_kv.output_files import atomic_write, check_new_folder, check_output_folder
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.policies import Full
 from forcing_kv.prompt_file import read_prompt_file
@@ -124,7 +124,7 @@ def command(
     finished = output / "observations"
     if overwrite and not resume:
         FinishedPrompts(finished).clear()
-    output.mkdir(exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
     with progress_bar("prompts", "prompt") as show:
         result = calibrate(
             pipeline,
@@ -154,8 +154,8 @@ def command(
 
 
 def _check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    check_output_folder(folder.absolute().parent)
     if not folder.exists():
+        check_new_folder(folder)
         return
     check_output_folder(folder)
     if any(folder.iterdir()) and not (resume or overwrite):

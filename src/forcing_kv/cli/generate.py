@@ -282,9 +282,11 @@ def _given_lines(report: GenerationReport) -> list[str]:
 
 
 def _cache_line(report: GenerationReport) -> str:
-    saved = 1 - report.cache_bytes / report.full_cache_bytes if report.full_cache_bytes else 0.0
-    line = f"{_megabytes(report.cache_bytes)} held, a full cache would hold {_megabytes(report.full_cache_bytes)}"
-    return f"{line}: {100 * saved:.0f} % saved" if saved >= 0.005 else line
+    held, full = _megabytes(report.cache_bytes), _megabytes(report.full_cache_bytes)
+    if report.cache_bytes >= report.full_cache_bytes:
+        return f"{held} held, with room for more than the {full} of all frames so far"
+    saved = 1 - report.cache_bytes / report.full_cache_bytes
+    return f"{held} held, a full cache would hold {full}: {100 * saved:.0f} % saved"
 
 
 def _sheet_label(request: VideoRequest, report: GenerationReport | None) -> str:

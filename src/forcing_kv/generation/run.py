@@ -121,6 +121,11 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
                 f"{request.path} is finished, with {name} {made.get(name)!r}, not {value!r}: choose another name, or "
                 "replace it with --overwrite"
             )
+    if request.latents_path is not None and not request.latents_path.exists():
+        raise OutputError(
+            f"{request.path} is finished, and its latents were not kept in {request.latents_path}: make it again with "
+            "--overwrite, or leave out --save-latents"
+        )
 
 
 class _Run:
@@ -182,6 +187,11 @@ class _Run:
         self.writer.keep_segments(min(self.stream.chunk_index, self.num_chunks))
         if self.request.latents_path is not None:
             self._check_latents_parts()
+        elif self._latents_part(0).exists():
+            raise OutputError(
+                f"{self.request.path} was begun with --save-latents, and its latents would be lost: resume with "
+                "--save-latents, or start over with --overwrite"
+            )
 
     @property
     def num_chunks(self) -> int:

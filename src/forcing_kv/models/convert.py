@@ -14,7 +14,7 @@ from forcing_kv.models.checkpoint import Checkpoint, LazyTensor, num_bytes
 from forcing_kv.models.components import Components
 from forcing_kv.models.folder import save_transformer
 from forcing_kv.models.zoo import ModelSource
-from forcing_kv.output_files import check_output_folder, reason
+from forcing_kv.output_files import check_new_folder, reason
 
 
 def convert(
@@ -42,18 +42,19 @@ def convert(
         OutputError: The folder exists or cannot be written, or the disk is too small.
     """
     folder = Path(folder)
-    check_output_folder(folder.absolute().parent)
+    disk = check_new_folder(folder)
     if folder.exists() and not overwrite:
         raise OutputError(f"{folder} exists: choose another name, or replace it with --overwrite")
     weights = source.open_weights()
     if dtype is not None:
         weights = {name: _converted(tensor, dtype) for name, tensor in weights.items()}
     parts = _parts_to_copy(source)
-    _check_space(folder, sum(map(num_bytes, weights.values())) + sum(map(_folder_bytes, parts.values())))
+    _check_space(folder, disk, sum(map(num_bytes, weights.values())) + sum(map(_folder_bytes, parts.values())))
     partial, replaced = (
         folder.absolute().with_name(f".{folder.absolute().name}.{what}") for what in ("partial", "old")
     )
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         _write(source, weights, parts, partial, on_progress)
         if folder.exists():
@@ -100,8 +101,8 @@ def _converted(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     return replace(tensor, dtype=dtype, read=lambda: tensor.read().to(dtype))
 
 
-def _check_space(folder: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(folder.absolute().parent).free
+def _check_space(folder: Path, disk: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(disk).free
     if needed_bytes > free_bytes:
         raise OutputError(
             f"{folder} needs {needed_bytes / 1e9:.1f} GB, the disk has {free_bytes / 1e9:.1f} GB free: make "

@@ -215,10 +215,11 @@ def _file_in(given: Path, released_path: str) -> Path | None:
 
 
 def _what_it_fits(tensors: Checkpoint, config: TransformerConfig) -> str:
-    """Which released models have exactly these weights."""
-    others = {model.config for model in RELEASED_MODELS.values()} - {config}
-    fitting = {other for other in others if not find_problems(tensors, other)}
-    names = [name for name, model in RELEASED_MODELS.items() if model.config in fitting]
+    """Which models known by name have exactly these weights."""
+    configs = {name: read_transformer_config(folder) for name, folder in EMBEDDED_MODELS.items()}
+    configs |= {name: model.config for name, model in RELEASED_MODELS.items()}
+    fitting = {other for other in set(configs.values()) - {config} if not find_problems(tensors, other)}
+    names = [name for name, other in configs.items() if other in fitting]
     return (
         f"it fits {', '.join(names)}: use --model {names[0]}" if names else "it fits no other model known here either"
     )
