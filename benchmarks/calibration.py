@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from forcing_kv import FrameGeometry, Full
-from forcing_kv.bench import PEAK_MEMORY, environment, filled_stream, pass_flops
+from forcing_kv import Full
+from forcing_kv.bench import PEAK_MEMORY, environment, filled_stream, pass_flops, random_transformer
 from forcing_kv.calibration import FrameMassObserver
-from forcing_kv.resolution import PIXELS_PER_TOKEN, parse_resolution
+from forcing_kv.models import ModelPreset
+from forcing_kv.resolution import parse_resolution
 from forcing_kv.rollout import VideoStream
 from forcing_kv.sampling import FewStepSampler
 from forcing_kv.wan import WAN_1_3B, CausalWanTransformer
@@ -107,17 +108,9 @@ def main() -> None:
 
 def build_stream(args: argparse.Namespace) -> tuple[VideoStream, CausalWanTransformer]:
     """A stream whose next chunk reads 21 frames."""
-    width, height = parse_resolution(args.resolution)
     config = replace(WAN_1_3B, num_layers=args.layers)
-    geometry = FrameGeometry(
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        head_dim=config.head_dim,
-        frame_rows=height // PIXELS_PER_TOKEN,
-        frame_cols=width // PIXELS_PER_TOKEN,
-    )
-    torch.manual_seed(0)
-    transformer = CausalWanTransformer(config).to(args.device, getattr(torch, args.dtype)).requires_grad_(False).eval()
+    geometry = ModelPreset(name="random").geometry(config, parse_resolution(args.resolution))
+    transformer = random_transformer(config, device=args.device, dtype=getattr(torch, args.dtype))
     print("filling the cache", flush=True)
     return filled_stream(transformer, geometry, Full()), transformer
 

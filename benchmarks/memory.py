@@ -21,11 +21,11 @@ from diffusers import AutoencoderKLWan  # before anything is measured
 from torch import Tensor
 
 from forcing_kv import HeadMap, VideoPipeline
-from forcing_kv.bench import PEAK_MEMORY, environment
+from forcing_kv.bench import PEAK_MEMORY, built_on, environment, random_transformer
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.models import ModelPreset, published_head_map
 from forcing_kv.resolution import parse_resolution
-from forcing_kv.wan import WAN_1_3B, CausalWanTransformer
+from forcing_kv.wan import WAN_1_3B
 
 POLICIES = ("forcing-kv", "window", "full")
 
@@ -120,14 +120,9 @@ def build_pipeline(device: torch.device, num_layers: int) -> VideoPipeline:
     """A model of random weights, built where it runs."""
     config = replace(WAN_1_3B, num_layers=num_layers)
     roles = published_head_map("self-forcing-1.3b").roles[:num_layers]
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with device:
-            transformer = CausalWanTransformer(config).requires_grad_(False).eval()
-            vae = AutoencoderKLWan().requires_grad_(False).eval()
-    finally:
-        torch.set_default_dtype(default)
+    transformer = random_transformer(config, device=device, dtype=torch.bfloat16)
+    with built_on(device, torch.bfloat16):
+        vae = AutoencoderKLWan().requires_grad_(False).eval()
     return VideoPipeline(
         preset=ModelPreset(name="random"),
         transformer=transformer,

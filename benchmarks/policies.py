@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from forcing_kv import FrameGeometry, HeadMap, parse_policy
-from forcing_kv.bench import SteadyState, environment, measure_steady_state
-from forcing_kv.models import published_head_map
-from forcing_kv.resolution import PIXELS_PER_TOKEN, parse_resolution
-from forcing_kv.wan import WAN_1_3B, CausalWanTransformer
+from forcing_kv import HeadMap, parse_policy
+from forcing_kv.bench import SteadyState, environment, measure_steady_state, random_transformer
+from forcing_kv.models import ModelPreset, published_head_map
+from forcing_kv.resolution import parse_resolution
+from forcing_kv.wan import WAN_1_3B
 
 POLICIES = ("full", "window", "forcing-kv")
 
@@ -39,16 +39,9 @@ def main() -> None:
     config = replace(WAN_1_3B, num_layers=args.layers)
     roles = published_head_map("self-forcing-1.3b").roles[: args.layers]
     head_map = HeadMap(model="self-forcing-1.3b, first layers", roles=roles)
-    torch.manual_seed(0)
-    transformer = CausalWanTransformer(config).to(args.device, getattr(torch, args.dtype)).requires_grad_(False).eval()
+    transformer = random_transformer(config, device=args.device, dtype=getattr(torch, args.dtype))
     transformer.set_head_order(head_map.side_by_side())
-    geometry = FrameGeometry(
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        head_dim=config.head_dim,
-        frame_rows=height // PIXELS_PER_TOKEN,
-        frame_cols=width // PIXELS_PER_TOKEN,
-    )
+    geometry = ModelPreset(name="random").geometry(config, (width, height))
     rows = measure_steady_state(
         transformer,
         geometry,

@@ -9,30 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from forcing_kv.errors import ConfigurationError, SnapshotError
 from forcing_kv.video import StreamingVaeDecoder
-
-CHANNELS = 4
-
-
-def make_vae(*, is_residual: bool = False, patch_size: int | None = None) -> AutoencoderKLWan:
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(
-        base_dim=8,
-        z_dim=CHANNELS,
-        dim_mult=[1, 2, 2, 2],
-        num_res_blocks=1,
-        latents_mean=[0.3, -0.2, 0.1, 0.5],
-        latents_std=[1.5, 0.7, 2.0, 1.1],
-        is_residual=is_residual,
-        patch_size=patch_size,
-        in_channels=3 * (patch_size or 1) ** 2,
-        out_channels=3 * (patch_size or 1) ** 2,
-    )
-    return vae.eval()
+from vaes import CHANNELS, KINDS, random_vae
 
 
-@pytest.fixture(params=["plain", "residual", "patched"])
+@pytest.fixture(params=KINDS)
 def vae(request) -> AutoencoderKLWan:
-    return make_vae(is_residual=request.param != "plain", patch_size=2 if request.param == "patched" else None)
+    return random_vae(request.param)
 
 
 def make_latents(num_frames: int, batch: int = 2, seed: int = 1) -> torch.Tensor:
@@ -100,7 +82,7 @@ def test_state_goes_through_a_file_and_on_bit_for_bit(vae, cut, tmp_path: Path):
 
 
 def test_bfloat16_vae_takes_float32_latents():
-    vae = make_vae().to(torch.bfloat16)
+    vae = random_vae().to(torch.bfloat16)
     latents = make_latents(4)
     frames = streamed(StreamingVaeDecoder(vae), latents, [1, 3])
     assert torch.equal(frames, streamed(StreamingVaeDecoder(vae), latents, [2, 2]))
@@ -118,7 +100,7 @@ def test_feature_cache_does_not_grow(vae):
 
 
 def test_an_interrupted_decoder_goes_on_from_a_state_only(monkeypatch):
-    vae = make_vae()
+    vae = random_vae()
     latents = make_latents(4)
     decoder = StreamingVaeDecoder(vae)
     expected = streamed(StreamingVaeDecoder(vae), latents, [2, 2])
@@ -145,7 +127,7 @@ def test_an_interrupted_decoder_goes_on_from_a_state_only(monkeypatch):
 
 
 def test_refusals_name_the_shapes():
-    decoder = StreamingVaeDecoder(make_vae())
+    decoder = StreamingVaeDecoder(random_vae())
     with pytest.raises(ConfigurationError, match=r"\(1, 2, 7, 3, 5\).*\[batch, frames, 4, rows, columns\]"):
         decoder.decode(torch.zeros(1, 2, 7, 3, 5))
     with pytest.raises(ConfigurationError, match="at least one frame"):
@@ -155,6 +137,6 @@ def test_refusals_name_the_shapes():
         decoder.decode(torch.zeros(2, 1, CHANNELS, 3, 5))
     tensors, metadata = decoder.state()
     with pytest.raises(SnapshotError, match="feature slots"):
-        StreamingVaeDecoder(make_vae(is_residual=True)).load_state(tensors, {**metadata, "num_slots": 3})
+        StreamingVaeDecoder(random_vae("residual")).load_state(tensors, {**metadata, "num_slots": 3})
     with pytest.raises(SnapshotError, match="dtype"):
-        StreamingVaeDecoder(make_vae().to(torch.bfloat16)).load_state(tensors, metadata)
+        StreamingVaeDecoder(random_vae().to(torch.bfloat16)).load_state(tensors, metadata)

@@ -12,31 +12,15 @@ from forcing_kv.errors import ConfigurationError
 from forcing_kv.models import find_model
 from forcing_kv.tiny.vae import clips_of, decode_whole, encode_moments, pixels_of, random_clips
 from forcing_kv.video import StreamingVaeDecoder, StreamingVaeEncoder
-
-KINDS = {"plain": (False, None), "residual": (True, None), "patched": (True, 2)}
+from vaes import KINDS, random_vae
 
 
 @cache
 def vae_of(kind: str) -> AutoencoderKLWan:
-    """A random VAE of one of the `KINDS` (residual blocks, patch size), or the embedded model's."""
+    """A random VAE of one of the `KINDS`, or the embedded model's."""
     if kind == "tiny":
         return find_model("tiny").components.load_vae(dtype=torch.float32, device=torch.device("cpu"))
-    is_residual, patch_size = KINDS[kind]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vae = AutoencoderKLWan(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 2, 2, 2],
-            num_res_blocks=1,
-            latents_mean=[0.3, -0.2, 0.1, 0.5],
-            latents_std=[1.5, 0.7, 2.0, 1.1],
-            is_residual=is_residual,
-            patch_size=patch_size,
-            in_channels=3 * (patch_size or 1) ** 2,
-            out_channels=3 * (patch_size or 1) ** 2,
-        )
-    return vae.eval()
+    return random_vae(kind)
 
 
 def make_frames(num_latents: int, batch: int = 2, rows: int = 1, cols: int = 2, seed: int = 1) -> torch.Tensor:

@@ -16,7 +16,6 @@ from forcing_kv import (
     VideoPipeline,
     parse_policy,
 )
-from forcing_kv.geometry import FrameGeometry
 from forcing_kv.models import (
     RELEASED_MODELS,
     LicenceWarning,
@@ -159,15 +158,7 @@ def test_presets_are_the_published_facts():
 
 @pytest.mark.parametrize("source", list_models(), ids=lambda source: source.preset.name)
 def test_the_default_policy_of_every_model_works_at_its_own_size(source):
-    width, height = source.preset.default_resolution
-    geometry = FrameGeometry(
-        num_layers=source.config.num_layers,
-        num_heads=source.config.num_heads,
-        head_dim=source.config.head_dim,
-        frame_rows=height // 16,
-        frame_cols=width // 16,
-        chunk_frames=source.preset.chunk_frames,
-    )
+    geometry = source.preset.geometry(source.config)
     policy = parse_policy(source.preset.default_policy, head_map=source.head_map)
     policy.check(geometry)
     if source.head_map is None:

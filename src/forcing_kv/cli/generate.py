@@ -29,7 +29,7 @@ from forcing_kv.generation import (
 )
 from forcing_kv.heads import HeadMap
 from forcing_kv.memory import check_memory, plan_run
-from forcing_kv.models import RELEASED_MODELS, find_model
+from forcing_kv.models import find_model
 from forcing_kv.output_files import atomic_write, check_output_file
 from forcing_kv.pipeline import VideoPipeline, check_stream
 from forcing_kv.policies import POLICIES, describe_settings
@@ -188,7 +188,7 @@ def command(
         resolution=shared["resolution"],
         dtype=resolve_dtype(dtype, run_device),
         device=run_device,
-        vae=WAN_VAE if model in RELEASED_MODELS else None,  # any other is known when it is loaded
+        vae=WAN_VAE if source.preset.components else None,  # any other is known when it is loaded
     )
     check_stream(source.preset, planned.geometry, planned.policy, num_chunks=planned.num_chunks, positions=positions)
     if not skip_memory_check:

@@ -1,6 +1,5 @@
-"""What a run needs, against what is really allocated; and what is said where it is too much."""
+"""What a run needs, against what is really allocated."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,40 +8,26 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, MemoryLimitError, StreamCache, VideoPipeline, Window
+from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, StreamCache, Window
 from forcing_kv.cache import cache_bytes
-from forcing_kv.free_memory import cgroup_free_bytes, free_bytes
 from forcing_kv.memory import (
     HEADROOM,
     UMT5_XXL_PARAMETERS,
     MemoryNeed,
     PlannedStream,
-    check_memory,
     memory_table,
-    plan_stream,
 )
-from forcing_kv.models import ModelPreset, published_head_map
-from forcing_kv.policies import parse_policy
-from forcing_kv.prompt_schedule import ScheduledPrompt
 from forcing_kv.resolution import NAMED_RESOLUTIONS
 from forcing_kv.video import WAN_VAE, StreamingVaeDecoder, VaeSize
 from forcing_kv.wan import WAN_1_3B, WAN_14B, CausalWanTransformer, TransformerConfig, pass_bytes
 from peak_memory import dry_run
+from plans import planned
 from strategies import setups
 
 GB = 10**9
-DOCUMENT = Path(__file__).parent.parent / "docs" / "memory.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "memory.md"
 KREA_POLICY = "forcing-kv:sink_frames=0,dynamic_recent_frames=3,similarity_pruning=false"
 CPU = torch.device("cpu")
-
-
-def planned(config=WAN_1_3B, **changes):
-    """A stream of a released model, with its published head map, on a GPU."""
-    small = config is WAN_1_3B
-    name = "self-forcing-1.3b" if small else "krea-realtime-14b"
-    preset = ModelPreset(name=name, default_policy="forcing-kv" if small else KREA_POLICY)
-    encoder = {"text_encoder_bytes": 2 * UMT5_XXL_PARAMETERS}
-    return plan_stream(config, preset, head_map=published_head_map(name), **(encoder | changes))
 
 
 # What the cache holds
@@ -247,167 +232,6 @@ def test_a_snapshot_takes_memory_only_where_the_host_is_the_device():
     assert need.snapshot_bytes == need.cache_bytes + features - (need.passes_bytes + need.decode_bytes - features)
     small = replace(planned(), device=CPU, batch_size=1, vae=None, recache_frames=12).need()
     assert small.snapshot_bytes == max(0, small.cache_bytes - small.passes_bytes)
-
-
-# The refusal
-
-
-def refusal(stream, gigabytes, **settings):
-    with pytest.raises(MemoryLimitError) as error:
-        check_memory(stream, free_bytes=round(gigabytes * GB), **settings)
-    return str(error.value)
-
-
-def test_what_fits_is_silent():
-    stream = planned()
-    total = stream.need().total_bytes
-    check_memory(stream, free_bytes=total)
-    check_memory(stream, free_bytes=total - stream.need().model_bytes, loaded_bytes=stream.need().model_bytes)
-    with pytest.raises(MemoryLimitError):
-        check_memory(stream, free_bytes=total - 1)
-
-
-def test_a_refusal_has_the_figures_and_the_flag_that_helps():
-    message = refusal(planned(), 16)
-    assert message == (
-        "832x480 with policy forcing-kv needs 21.3 GB: weights 2.9, text encoder 11.4, VAE 4.6, cache 1.7, "
-        "passes 0.336, headroom 0.621; cuda has 16.0 GB for it; it fits with --text-encoder-device cpu (10.0 GB); "
-        "--skip-memory-check starts it all the same"
-    )
-    check_memory(planned(text_encoder_bytes=0), free_bytes=round(10.0 * GB))
-
-
-def test_only_flags_that_help_are_named_each_with_its_figure():
-    stream = planned(policy="full", num_chunks=27, text_encoder_bytes=0)
-    message = refusal(stream, 24)
-    assert re.findall(r"--\w+ \S+(?= \()", message) == ["--policy forcing-kv", "--seconds 8.81"]
-    num_chunks = ModelPreset(name="any").num_chunks(int(8.81 * 16))
-    check_memory(replace(stream, num_chunks=num_chunks), free_bytes=24 * GB)
-    refusal(replace(stream, num_chunks=num_chunks + 1), 24)
-
-
-def test_each_kind_of_flag():
-    stream = planned(text_encoder_bytes=0)
-    assert "with --dtype bfloat16 (10.0 GB);" in refusal(replace(stream, dtype=torch.float32), 13)
-    hd = stream.at_resolution(1920, 1088)
-    assert "with --resolution 720p (18.8 GB);" in refusal(hd, 30)
-    assert "with --resolution 480p (10.0 GB);" in refusal(hd, 18)
-    assert "with --resolution 480p-portrait (10.0 GB);" in refusal(stream.at_resolution(720, 1280), 18)
-    assert "with num_videos=2 (" in refusal(replace(stream, batch_size=3), 18)
-    by_policy = refusal(replace(stream, policy=parse_policy("window:window_frames=30")), 12)
-    assert "with --policy forcing-kv (10.0 GB);" in by_policy
-
-
-def test_a_model_without_a_head_map_is_offered_the_window():
-    stream = plan_stream(WAN_1_3B, ModelPreset(name="any"), policy="full", num_chunks=27)
-    assert "with --policy window (12.0 GB) or --seconds " in refusal(stream, 16)
-
-
-def test_flags_together():
-    message = refusal(planned(policy="full", resolution=(1280, 720)), 12)
-    assert "it fits with --policy forcing-kv --text-encoder-device cpu --resolution 480p (10.0 GB);" in message
-
-
-def test_where_nothing_helps():
-    message = refusal(planned(WAN_14B), 24)
-    assert "no flag makes it fit: it needs a device with 43.1 GB free, and --text-encoder-device cpu;" in message
-    assert "no flag makes it fit: it needs a device with 10.0 GB free;" in refusal(planned(text_encoder_bytes=0), 8)
-    assert "it needs a device with " in refusal(planned(device=CPU), 8)
-
-
-def test_a_proposed_policy_that_does_not_work_there_is_not_proposed():
-    stream = planned(policy="full", text_encoder_bytes=0, num_chunks=27).at_resolution(848, 480)  # 1,590 tokens: / 6
-    assert "--policy forcing-kv" in refusal(stream, 16)
-    odd = planned(policy="full", text_encoder_bytes=0, num_chunks=27).at_resolution(880, 464)  # 1,595 tokens
-    assert "--policy forcing-kv (" not in refusal(odd, 16)
-    assert "--policy window (" in refusal(odd, 16)
-
-
-# The pipeline
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_model_folder):
-    return VideoPipeline.from_pretrained(tiny_model_folder, device="cpu")
-
-
-def test_the_pipelines_need_is_what_its_stream_holds(pipeline):
-    arguments = {"policy": "full", "num_frames": 57, "num_videos": 2, "resolution": (48, 32), "seed": 3}
-    need = pipeline.memory_need("a red circle", **arguments)
-    assert need.weights_bytes == sum(parameter.nbytes for parameter in pipeline.transformer.parameters())
-    assert need.vae_weights_bytes == sum(parameter.nbytes for parameter in pipeline.vae.parameters())
-    assert need.text_encoder_bytes == 0
-    stream = pipeline.stream("a red circle", **arguments)
-    for _ in stream:
-        pass
-    assert need.cache_bytes == stream.cache.nbytes
-    assert need.decode_bytes > stream._decoder.nbytes
-
-
-def test_the_plan_knows_when_the_prompt_may_change(pipeline):
-    schedule = [ScheduledPrompt(text="a circle"), ScheduledPrompt(at_seconds=1, text="a square")]
-    assert pipeline.plan("a circle", num_frames=9).recache_frames == 0
-    assert pipeline.plan("a circle").recache_frames == 12
-    assert pipeline.plan(schedule, num_frames=60).recache_frames == 12
-    assert pipeline.plan(schedule, num_frames=60, recache_frames=4).recache_frames == 4
-    assert pipeline.plan(["a circle", "a square"], num_frames=9).batch_size == 2
-    assert pipeline.plan("a circle", decode=False).vae is None
-
-
-def test_the_pipeline_refuses_before_anything_is_allocated(pipeline, monkeypatch):
-    monkeypatch.setattr("forcing_kv.free_memory.free_bytes", lambda device: 2 * 10**6)
-    monkeypatch.setattr("forcing_kv.pipeline.StreamCache", None)
-    with pytest.raises(MemoryLimitError, match=r"96x64 with policy full needs .* GB: .* cpu has 0\.\d+ GB for it"):
-        pipeline.stream("a circle", policy="full", num_frames=300)
-
-
-def test_the_check_can_be_skipped(pipeline, monkeypatch):
-    monkeypatch.setattr("forcing_kv.free_memory.free_bytes", lambda device: 0)
-    assert next(pipeline.stream("a circle", resolution=(48, 32), check_memory=False)).index == 0
-
-
-def test_a_normal_machine_holds_the_embedded_model(pipeline):
-    pipeline.stream("a circle", resolution=(832, 480))
-    assert VideoPipeline.from_pretrained(device="cpu").memory_need("x").total_bytes < 1.0 * GB
-
-
-# What a device has
-
-
-def test_free_bytes():
-    free = free_bytes(CPU)
-    assert free is not None
-    assert 0 < free < 10**14
-    assert free_bytes(torch.device("meta")) is None
-    check_memory(planned(device=torch.device("meta")))  # cannot be asked: nothing is refused
-
-
-def _cgroup(folder, **files):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name.replace("__", ".")).write_text(f"{text}\n")
-
-
-def test_limits_of_containers(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("0::/service/worker\n")
-    root = tmp_path / "v2"
-    assert cgroup_free_bytes(root, own) is None
-    assert cgroup_free_bytes(root, tmp_path / "missing") is None
-    used = {"memory__current": 600, "memory__stat": "anon 300\ninactive_file 200\nactive_file 50"}
-    _cgroup(root / "service" / "worker", memory__max="max", **used)
-    assert cgroup_free_bytes(root, own) is None
-    _cgroup(root / "service", memory__max=1000, **used)
-    assert cgroup_free_bytes(root, own) == 1000 - 600 + 250
-    _cgroup(root / "service" / "worker", memory__max=500, **used)  # the tightest counts
-    assert cgroup_free_bytes(root, own) == 500 - 600 + 250
-
-    own.write_text("5:cpu,cpuacct:/x\n4:memory:/docker/0123\n")  # version 1, seen from inside the container
-    statistics = "inactive_file 1\ntotal_inactive_file 100\ntotal_active_file 10"
-    _cgroup(
-        tmp_path / "v1" / "memory", memory__limit_in_bytes=2000, memory__usage_in_bytes=1900, memory__stat=statistics
-    )
-    assert cgroup_free_bytes(tmp_path / "v1", own) == 2000 - 1900 + 110
 
 
 # The page
