@@ -292,15 +292,15 @@ class VideoStream(Iterator[Chunk]):
     def _model_over(self, positions: range, memory: SelfAttentionMemory) -> Callable[[Tensor, float], Tensor]:
         """The transformer on frames that stand at `positions`, as (latents, timestep) -> velocity.
 
-        Their rotary angles are computed once.
+        What depends on their places only is computed once.
         """
         assert self._text is not None
         text, geometry = self._text, self.cache.geometry
-        rope = self._transformer.rope(positions, geometry.frame_rows, geometry.frame_cols)
+        places = self._transformer.token_positions(positions, geometry.frame_rows, geometry.frame_cols)
 
         def predict_velocity(latents: Tensor, timestep: float) -> Tensor:
             timesteps = torch.full(latents.shape[:2], timestep, dtype=torch.float32, device=latents.device)
-            velocity: Tensor = self._transformer(latents, timesteps, text=text, rope=rope, memory=memory)
+            velocity: Tensor = self._transformer(latents, timesteps, text=text, positions=places, memory=memory)
             return velocity
 
         return predict_velocity

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -129,6 +130,41 @@ def test_a_device_that_is_too_small_is_refused_and_the_check_can_be_skipped(gene
     assert re.search(r"error: 96x64 with policy forcing-kv needs 0\.\d+ GB: weights .* no flag makes", refused.stderr)
     assert not os.listdir()
     assert generate("a circle", "--frames", 9, "--skip-memory-check").exit_code == 0
+
+
+def test_switch_is_a_prompt_file_line_in_words(generate):
+    schedule = [
+        {"at_seconds": 0.0, "text": "a circle"},
+        {"at_seconds": 0.5, "text": "a square"},
+        {"at_seconds": 1.2, "text": "a blue cross"},
+    ]
+    Path("p.txt").write_text(json.dumps({"prompts": schedule}) + "\n")
+    assert generate("--prompt-file", "p.txt", "-o", "videos", "--frames", 33).exit_code == 0
+    switches = ("--switch", 1.2, "a blue cross", "--switch", 0.5, "a square")
+    result = generate("a circle", *switches, "-o", "v.mp4", "--frames", 33, "--json", "r.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("r.json").read_text())["prompt"] == schedule
+    assert torch.equal(read_video("v.mp4"), read_video("videos/001-a-circle.mp4"))
+    assert generate("a circle", "-o", "unswitched.mp4", "--frames", 33).exit_code == 0
+    assert not torch.equal(read_video("v.mp4"), read_video("unswitched.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompt-file", "p.txt", "--switch", 1, "a square"), "write the times into its lines"),
+        (("a circle", "--switch", -1, "a square"), "cannot begin at -1"),
+        (("a circle", "--switch", 1, " "), "the prompt is empty"),
+        (("a circle", "--switch", 1, "a square", "--switch", 1, "a cross"), "scheduled for the same time"),
+        (("a circle", "--switch", "soon", "a square"), "'soon' is not a valid float"),
+    ],
+)
+def test_wrong_switches_are_one_line(generate, arguments, message):
+    Path("p.txt").write_text("a circle\n")
+    result = generate(*arguments, "-o", "v.mp4")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not Path("v.mp4").exists()
 
 
 def test_prompt_file_makes_a_folder(generate):

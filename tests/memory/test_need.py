@@ -72,10 +72,11 @@ ODD_CONFIGS = [
     TransformerConfig(dim=24, ffn_dim=31, num_layers=1, num_heads=2, in_dim=5, out_dim=7, text_dim=9, freq_dim=6),
     TransformerConfig(dim=12, ffn_dim=8, num_layers=3, num_heads=1, qk_norm=False, patch_size=(1, 3, 1)),
     TransformerConfig(dim=12, ffn_dim=8, num_layers=2, num_heads=3, cross_attn_norm=False),
+    TransformerConfig(dim=18, ffn_dim=7, num_layers=1, num_heads=3, coordinates=True),
 ]
 
 
-@pytest.mark.parametrize("config", [WAN_1_3B, WAN_14B, *ODD_CONFIGS])
+@pytest.mark.parametrize("config", [WAN_1_3B, WAN_14B, replace(WAN_14B, coordinates=True), *ODD_CONFIGS])
 def test_transformer_parameters_are_the_transformers(config):
     with torch.device("meta"):
         transformer = CausalWanTransformer(config)
@@ -111,6 +112,8 @@ def test_text_encoder_parameters_are_umt5_xxls():
         (WAN_14B, (30, 52), 1, 3),
         (WAN_1_3B, (7, 5), 2, 1),
         (TransformerConfig(dim=768, ffn_dim=256, num_layers=9, num_heads=6), (13, 11), 1, 2),  # attention is the most
+        (replace(WAN_1_3B, coordinates=True), (7, 5), 1, 3),
+        (replace(WAN_14B, coordinates=True), (6, 10), 2, 1),
     ],
 )
 def test_pass_bytes_are_what_passes_have_alive(config, size, batch_size, chunk_frames, dtype):
@@ -136,8 +139,8 @@ def test_pass_bytes_are_what_passes_have_alive(config, size, batch_size, chunk_f
     def make_pass(frames, memory):
         latents = torch.empty(batch_size, len(frames), config.in_dim, 2 * rows, 2 * cols, device="meta")
         timesteps = torch.empty(batch_size, len(frames), device="meta")
-        rope = transformer.rope(frames, rows, cols)
-        transformer(latents, timesteps, text=text, rope=rope, memory=memory)
+        positions = transformer.token_positions(frames, rows, cols)
+        transformer(latents, timesteps, text=text, positions=positions, memory=memory)
 
     def expected(num_frames):
         return pass_bytes(config, num_frames=batch_size * num_frames, frame_tokens=rows * cols, dtype=dtype)
@@ -155,6 +158,12 @@ def test_pass_bytes_are_what_passes_have_alive(config, size, batch_size, chunk_f
     with dry_run() as memory:
         make_pass(recache.frames, recache)
     assert memory.peak_bytes <= expected(4 * chunk_frames) <= 1.25 * memory.peak_bytes
+
+
+def test_coordinates_take_one_tensor_more():
+    sizes = {"num_frames": 5, "frame_tokens": 7, "dtype": torch.bfloat16}
+    with_them, without = (pass_bytes(replace(WAN_1_3B, coordinates=told), **sizes) for told in (True, False))
+    assert with_them - without == 5 * 7 * 1536 * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -53,6 +53,6 @@ def test_the_transformer_gives_the_shift_of_its_own_keys():
     config = TransformerConfig(dim=32, ffn_dim=8, num_layers=1, num_heads=2, text_dim=4, freq_dim=8, rope_theta=50.0)
     transformer = CausalWanTransformer(config)
     raw = random_keys(2, config.head_dim)
-    keys = transformer.rope([0, 1], ROWS, COLS).rotate(raw)
+    keys = transformer.token_positions([0, 1], ROWS, COLS).rope.rotate(raw)
     transformer.temporal_shift().shift(keys, 5)
-    torch.testing.assert_close(keys, transformer.rope([5, 6], ROWS, COLS).rotate(raw))
+    torch.testing.assert_close(keys, transformer.token_positions([5, 6], ROWS, COLS).rope.rotate(raw))

@@ -26,9 +26,9 @@ def build(config=CONFIG):
 def run(model, latents, timesteps, frames=range(4, 6), text_states=None):
     states = torch.ones(len(latents), 6, 7, dtype=torch.float64) if text_states is None else text_states
     rows, cols = latents.shape[-2] // 2, latents.shape[-1] // 2
-    rope = model.rope(frames, rows, cols)
+    positions = model.token_positions(frames, rows, cols)
     with torch.no_grad():
-        return model(latents, timesteps, text=model.encode_text(states), rope=rope, memory=Dense())
+        return model(latents, timesteps, text=model.encode_text(states), positions=positions, memory=Dense())
 
 
 def test_state_dict_has_the_released_names():
@@ -95,9 +95,9 @@ def test_padding_of_the_prompt_is_read():
     timesteps = torch.full((1, 2), 300.0)
     padded = run(model, latents, timesteps, text_states=states)
     cut = model.encode_text(states[:, :2])
-    rope = model.rope(range(4, 6), 2, 3)
+    positions = model.token_positions(range(4, 6), 2, 3)
     with torch.no_grad():
-        without = model(latents, timesteps, text=cut, rope=rope, memory=Dense())
+        without = model(latents, timesteps, text=cut, positions=positions, memory=Dense())
     assert not torch.allclose(padded, without)
 
 

@@ -34,7 +34,7 @@ from forcing_kv.output_files import atomic_write, check_output_file
 from forcing_kv.pipeline import VideoPipeline, check_stream
 from forcing_kv.policies import POLICIES, describe_settings
 from forcing_kv.prompt_file import read_prompt_file
-from forcing_kv.prompt_schedule import prompt_schedule
+from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt, prompt_schedule
 from forcing_kv.resolution import parse_resolution
 from forcing_kv.video import WAN_VAE
 
@@ -78,6 +78,14 @@ def _policy_help() -> str:
 @options.placement
 @click.option("--head-map", type=click.Path(path_type=Path), help="Head roles to use instead of the model's own.")
 @click.option(
+    "--switch",
+    "switches",
+    type=(float, str),
+    metavar="SECONDS PROMPT",
+    multiple=True,
+    help="From so many seconds on, follow another prompt; may be given several times.",
+)
+@click.option(
     "--prompt-file", type=click.Path(path_type=Path), help="One prompt per line, or JSON lines with prompts over time."
 )
 @click.option(
@@ -116,6 +124,7 @@ def command(
     dtype: str,
     text_encoder_device: str,
     head_map: Path | None,
+    switches: tuple[tuple[float, str], ...],
     prompt_file: Path | None,
     save_latents: Path | None,
     continue_from: Path | None,
@@ -136,6 +145,7 @@ def command(
     \b
     Examples:
       forcing-kv generate "a large red circle moving sideways" -o circle.mp4 --seconds 10
+      forcing-kv generate "a red circle" --switch 3 "a small blue square moving up and down" -o switch.mp4 --seconds 6
       forcing-kv generate "a blue square" --policy full --json report.json --contact-sheet sheet.png
       forcing-kv generate "a blue square" --policy forcing-kv:sink_frames=2,segments_per_frame=4
       forcing-kv generate "a large blue square moving sideways" --continue-from circle.mp4 -o longer.mp4 --seconds 5
@@ -145,7 +155,9 @@ def command(
         raise click.UsageError("give either a PROMPT or --prompt-file")
     if seconds is not None and frames is not None:
         raise click.UsageError("give either --seconds or --frames, not both")
-    prompts = [prompt_schedule(prompt or "")] if prompt_file is None else read_prompt_file(prompt_file)
+    if switches and prompt is None:
+        raise click.UsageError("--switch goes with a PROMPT; in a prompt file, write the times into its lines")
+    prompts = [_schedule(prompt or "", switches)] if prompt_file is None else read_prompt_file(prompt_file)
     source = find_model(model, weights=weights, lora=lora, components=components)
     shared: dict[str, Any] = {
         "seed": seed,
@@ -216,6 +228,11 @@ def command(
             temporary.write_text(json.dumps({"videos": documents} if is_many else documents[0], indent=2) + "\n")
     if any(report is not None and report.interrupted for report in reports.values()):
         raise KeyboardInterrupt
+
+
+def _schedule(prompt: str, switches: tuple[tuple[float, str], ...]) -> PromptSchedule:
+    later = [ScheduledPrompt(at_seconds=at_seconds, text=text) for at_seconds, text in switches]
+    return prompt_schedule([ScheduledPrompt(text=prompt), *later])
 
 
 def _generate_all(

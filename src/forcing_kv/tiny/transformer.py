@@ -62,8 +62,11 @@ class TextAndTransformer(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor, layout: Layout) -> Tensor:
         """Velocity [B, frames, C, h, w] of a whole sequence; latents likewise, timesteps [B, frames] in 0..1000."""
         text = self.transformer.encode_text(text_states(self.text_encoder, ids, mask))
-        rope = self.transformer.rope(layout.frames, latents.shape[-2] // 2, latents.shape[-1] // 2, latents.device)
-        velocity: Tensor = self.transformer(latents, timesteps, text=text, rope=rope, memory=LayoutMemory(layout))
+        rows, cols = latents.shape[-2] // 2, latents.shape[-1] // 2
+        positions = self.transformer.token_positions(layout.frames, rows, cols, latents.device)
+        velocity: Tensor = self.transformer(
+            latents, timesteps, text=text, positions=positions, memory=LayoutMemory(layout)
+        )
         return velocity
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from forcing_kv.errors import ConfigurationError
+from forcing_kv.wan.coordinates import NUM_COORDINATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class TransformerConfig:
         cross_attn_norm: LayerNorm with weights before the cross-attention.
         eps: Epsilon of every norm.
         rope_theta: Base of the rotary frequencies; 10000 in every release, smaller for a very small frame grid.
+        coordinates: Whether tokens are told their absolute place besides (`wan.coordinates`); in no release.
 
     Raises:
         ConfigurationError: Sizes that do not fit together.
@@ -44,6 +46,7 @@ class TransformerConfig:
     cross_attn_norm: bool = True
     eps: float = 1e-6
     rope_theta: float = 10000.0
+    coordinates: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))  # a list, when it comes from JSON
@@ -76,10 +79,11 @@ class TransformerConfig:
         feed_forward = 2 * dim * self.ffn_dim + self.ffn_dim + dim
         block = 6 * dim + 2 * attention + 2 * dim * self.cross_attn_norm + feed_forward
         patches = self.in_dim * self.patch_values * dim + dim
+        coordinates = (NUM_COORDINATES * dim + dim) * self.coordinates
         text = self.text_dim * dim + dim + dim * dim + dim
         time = self.freq_dim * dim + dim + dim * dim + dim + 6 * (dim * dim + dim)
         head = 2 * dim + (dim + 1) * self.patch_values * self.out_dim
-        return patches + text + time + self.num_layers * block + head
+        return patches + coordinates + text + time + self.num_layers * block + head
 
 
 WAN_1_3B = TransformerConfig(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12)

@@ -28,7 +28,8 @@ def pass_bytes(config: TransformerConfig, *, num_frames: int, frame_tokens: int,
     feed_forward = config.dim * 4 * size + config.ffn_dim * 2 * size
     rotary_table = 4 * config.head_dim
     latents = 4 * _LATENT_COPIES * config.patch_values * config.in_dim
-    token = max(rotating, attending, feed_forward) + rotary_table + latents
+    coordinates = config.dim * size * config.coordinates  # their embedding, alive as long as the chunk is
+    token = max(rotating, attending, feed_forward) + rotary_table + coordinates + latents
     modulation = 16 * config.dim * size  # six of the pass and six of the block, and what they are made from
     return num_frames * (frame_tokens * token + modulation)
 

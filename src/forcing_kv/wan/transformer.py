@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from forcing_kv.attention import attend
 from forcing_kv.wan.config import TransformerConfig
+from forcing_kv.wan.coordinates import NUM_COORDINATES, coordinates
 from forcing_kv.wan.rope import RotaryTable, TemporalShift
 
 
@@ -32,6 +33,19 @@ class TextMemory:
     layers: tuple[tuple[Tensor, Tensor], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenPositions:
+    """Where the tokens of a pass stand; the same for all passes over the same frames.
+
+    Attributes:
+        rope: Rotary angles.
+        embedding: Added to the tokens, [1, tokens, dim]; None where the model reads no absolute coordinates.
+    """
+
+    rope: RotaryTable
+    embedding: Tensor | None
+
+
 class CausalWanTransformer(nn.Module):
     """Wan2.1's diffusion transformer with per-frame noise levels and an external self-attention memory.
 
@@ -43,6 +57,7 @@ class CausalWanTransformer(nn.Module):
         self.config = config
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, stride=config.patch_size)
+        self.coordinate_embedding = nn.Linear(NUM_COORDINATES, dim) if config.coordinates else None
         self.text_embedding = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
         )
@@ -75,25 +90,36 @@ class CausalWanTransformer(nn.Module):
         context = self.text_embedding(text_states.to(self.dtype))
         return TextMemory(layers=tuple(block.cross_attn.keys_and_values(context) for block in self._blocks))
 
-    def rope(
+    def token_positions(
         self, positions: Sequence[int], rows: int, cols: int, device: torch.device | str | None = None
-    ) -> RotaryTable:
-        """Rotary angles of frames at these temporal positions, on a grid of rows x cols tokens."""
-        return RotaryTable.build(
+    ) -> TokenPositions:
+        """Of the tokens of frames at these temporal positions, on a grid of rows x cols tokens."""
+        device = self.device if device is None else device
+        rope = RotaryTable.build(
             positions,
             rows=rows,
             cols=cols,
             head_dim=self.config.head_dim,
             theta=self.config.rope_theta,
-            device=self.device if device is None else device,
+            device=device,
         )
+        if self.coordinate_embedding is None:
+            return TokenPositions(rope=rope, embedding=None)
+        places = coordinates(positions, rows=rows, cols=cols).to(device, self.dtype)
+        return TokenPositions(rope=rope, embedding=self.coordinate_embedding(places))
 
     def temporal_shift(self) -> TemporalShift:
         """What moves this model's keys along the temporal axis, for a `StreamCache` with relative positions."""
         return TemporalShift(self.config.head_dim, theta=self.config.rope_theta, device=self.device)
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, *, text: TextMemory, rope: RotaryTable, memory: SelfAttentionMemory
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        *,
+        text: TextMemory,
+        positions: TokenPositions,
+        memory: SelfAttentionMemory,
     ) -> Tensor:
         """Predicts the flow velocity.
 
@@ -101,7 +127,7 @@ class CausalWanTransformer(nn.Module):
             latents: [batch, frames, in_dim, latent_height, latent_width].
             timesteps: Noise level of each frame, [batch, frames], in 0 .. 1000.
             text: Of the prompt, by `encode_text`.
-            rope: Of these frames, by `rope`.
+            positions: Of these frames, by `token_positions`.
             memory: Answers self-attention.
 
         Returns:
@@ -112,13 +138,15 @@ class CausalWanTransformer(nn.Module):
         rows, cols = patches.shape[-2:]
         # Elementwise work keeps the layout it is given: left channel-major, every block would run on strided rows.
         x = patches.flatten(2).transpose(1, 2).contiguous()
+        if positions.embedding is not None:
+            x = x + positions.embedding
 
         sinusoid = timestep_sinusoid(timesteps, self.config.freq_dim).to(self.dtype)
         time = self.time_embedding(sinusoid)
         time_modulation = self.time_projection(time).view(*time.shape[:2], 6, -1)
 
         for block, text_kv in zip(self._blocks, text.layers, strict=True):
-            x = block(x, time_modulation, text_kv, rope, memory)
+            x = block(x, time_modulation, text_kv, positions.rope, memory)
 
         out = self.head(x.view(len(x), num_frames, rows * cols, -1), time)
         return self._unpatchify(out, rows, cols)
