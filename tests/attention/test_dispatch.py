@@ -34,19 +34,32 @@ def test_it_is_the_textbook_formula(size, with_gradients):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_the_path_for_gradients_equals_torchs_own(size, dtype, error):
-    ours, theirs = ([x.requires_grad_() for x in random_qkv(*size, dtype=dtype)] for _ in range(2))
+def test_its_gradients_are_the_formulas(size, dtype, error):
+    ours = [x.requires_grad_() for x in random_qkv(*size, dtype=dtype)]
+    exact = [x.detach().double().requires_grad_() for x in ours]
     weight = torch.randn(ours[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    out = attend(*ours)
-    fused = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in theirs)).transpose(1, 2)
+    out, expected = attend(*ours), textbook(*exact)
     assert out.dtype == dtype
-    torch.testing.assert_close(out, fused, atol=error, rtol=error)
-    for our_gradient, their_gradient in zip(
+    torch.testing.assert_close(out.double(), expected, atol=error, rtol=error)
+    for gradient, expected_gradient in zip(
         torch.autograd.grad((out * weight).sum(), ours),
-        torch.autograd.grad((fused * weight).sum(), theirs),
+        torch.autograd.grad((expected * weight).sum(), exact),
         strict=True,
     ):
-        torch.testing.assert_close(our_gradient, their_gradient, atol=error, rtol=error)
+        torch.testing.assert_close(gradient.double(), expected_gradient, atol=error, rtol=error)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "with_gradients", "is_fused"),
+    [(torch.bfloat16, True, False), (torch.bfloat16, False, True), (torch.float32, True, True)],
+)
+def test_only_bfloat16_with_gradients_leaves_torchs_kernel(dtype, with_gradients, is_fused, monkeypatch):
+    calls = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: calls.append(1) or kernel(*qkv))
+    q, k, v = random_qkv(2, 3, 4, 2, 6, dtype=dtype)
+    attend(q.requires_grad_(with_gradients), k, v)
+    assert bool(calls) == is_fused
 
 
 def test_only_the_values_may_need_gradients():

@@ -6,43 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from forcing_kv import attend
-from forcing_kv.wan import CausalWanTransformer, TransformerConfig
+import small_transformer
 from forcing_kv.wan.coordinates import NUM_COORDINATES, coordinates
+from small_transformer import Dense, build
 
-CONFIG = TransformerConfig(
-    dim=36,
-    ffn_dim=40,
-    num_layers=2,
-    num_heads=3,
-    in_dim=5,
-    out_dim=4,
-    text_dim=7,
-    text_len=6,
-    freq_dim=10,
-    coordinates=True,
-)
+PLAIN = small_transformer.CONFIG
+TOLD = replace(PLAIN, coordinates=True)
 
 
-class Dense:
-    """Attention among the frames of the pass only."""
-
-    def attend(self, layer, q, k, v):
-        return attend(q, k, v)
-
-
-def build(config=CONFIG):
-    torch.manual_seed(0)
-    return CausalWanTransformer(config).double().eval()
-
-
-@torch.no_grad()
 def run(model, latents, frames):
-    rows, cols = latents.shape[-2] // 2, latents.shape[-1] // 2
-    positions = model.token_positions(frames, rows, cols)
-    text = model.encode_text(torch.ones(len(latents), 6, 7, dtype=torch.float64))
     timesteps = torch.full(latents.shape[:2], 500.0)
-    return model(latents, timesteps, text=text, positions=positions, memory=Dense())
+    return small_transformer.run(model, latents, timesteps, frames)
 
 
 def grid(frames, rows, cols):
@@ -107,24 +81,24 @@ def test_the_start_of_the_stream_fades():
 def test_only_a_model_with_coordinates_tells_left_from_right_and_top_from_bottom():
     latents = torch.ones(1, 2, 5, 4, 6, dtype=torch.float64)
     frames = [0, 1]
-    without = run(build(replace(CONFIG, coordinates=False)), latents, frames).view(1, 2, 4, 2, 2, 3, 2)
+    without = run(build(PLAIN), latents, frames).view(1, 2, 4, 2, 2, 3, 2)
     # Keys and values are alike up to rotation, which attention over equal values does not see.
     torch.testing.assert_close(without, without[:, :, :, :1, :, :1].expand_as(without), atol=1e-9, rtol=1e-9)
-    out = run(build(), latents, frames).view(1, 2, 4, 2, 2, 3, 2)
+    out = run(build(TOLD), latents, frames).view(1, 2, 4, 2, 2, 3, 2)
     assert (out[..., 0, :] - out[..., 2, :]).abs().max() > 1e-3
     assert (out[:, :, :, 0] - out[:, :, :, 1]).abs().max() > 1e-3
 
 
 def test_a_model_with_coordinates_knows_the_start_of_the_stream_and_forgets_it():
     latents = torch.randn(1, 2, 5, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    model = build()
+    model = build(TOLD)
     start, late, later = (run(model, latents, [frame, frame + 1]) for frame in (0, 300, 5000))
     assert (start - late).abs().max() > 1e-3
     torch.testing.assert_close(late, later, rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_the_model_without_them_where_their_weights_are_zero():
-    model, plain = build(), build(replace(CONFIG, coordinates=False))
+    model, plain = build(TOLD), build(PLAIN)
     weights = model.state_dict()
     added = {name: weights.pop(name) for name in list(weights) if name.startswith("coordinate_embedding")}
     assert {name: list(value.shape) for name, value in added.items()} == {
@@ -141,15 +115,15 @@ def test_it_is_the_model_without_them_where_their_weights_are_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_embedding_is_made_once_per_chunk_in_the_dtype_of_the_weights(dtype):
-    model = build().to(dtype)
+    model = build(TOLD).to(dtype)
     positions = model.token_positions(range(6, 9), 2, 3)
     assert positions.embedding.shape == (1, 3 * 6, 36)
     assert positions.embedding.dtype == dtype
-    assert build(replace(CONFIG, coordinates=False)).token_positions(range(3), 2, 3).embedding is None
+    assert build(PLAIN).token_positions(range(3), 2, 3).embedding is None
 
 
 def test_gradients_reach_the_coordinates():
-    model = build()
+    model = build(TOLD)
     positions = model.token_positions([0], 2, 3)
     text = model.encode_text(torch.ones(1, 6, 7, dtype=torch.float64))
     latents = torch.randn(1, 1, 5, 4, 6, dtype=torch.float64)

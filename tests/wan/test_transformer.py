@@ -3,32 +3,9 @@
 import pytest
 import torch
 
-from forcing_kv import ConfigurationError, attend
+from forcing_kv import ConfigurationError
 from forcing_kv.wan import WAN_1_3B, WAN_14B, CausalWanTransformer, RotaryTable, TransformerConfig
-
-CONFIG = TransformerConfig(
-    dim=36, ffn_dim=40, num_layers=2, num_heads=3, in_dim=5, out_dim=4, text_dim=7, text_len=6, freq_dim=10
-)
-
-
-class Dense:
-    """Attention among the frames of the pass only."""
-
-    def attend(self, layer, q, k, v):
-        return attend(q, k, v)
-
-
-def build(config=CONFIG):
-    torch.manual_seed(0)
-    return CausalWanTransformer(config).double().eval()
-
-
-def run(model, latents, timesteps, frames=range(4, 6), text_states=None):
-    states = torch.ones(len(latents), 6, 7, dtype=torch.float64) if text_states is None else text_states
-    rows, cols = latents.shape[-2] // 2, latents.shape[-1] // 2
-    positions = model.token_positions(frames, rows, cols)
-    with torch.no_grad():
-        return model(latents, timesteps, text=model.encode_text(states), positions=positions, memory=Dense())
+from small_transformer import Dense, build, run
 
 
 def test_state_dict_has_the_released_names():

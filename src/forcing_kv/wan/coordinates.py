@@ -1,7 +1,7 @@
 """Where a token stands in the picture and how near the start of the stream, as numbers a model can read.
 
-Rotary embedding tells distances only. On the large grids of the released models that is enough; a very small model
-learns places much sooner from coordinates, as image-to-video Wan learns from constant extra channels.
+Rotary embedding tells distances only. On the large grids of the released models that is enough; a very small model can
+be told where its tokens stand besides, as image-to-video Wan is told things by constant extra channels.
 """
 
 import math
