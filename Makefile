@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PROMPT ?= a large yellow triangle moving in circles slowly at the center on a black background
+PROMPT ?= a large yellow triangle circling clockwise slowly at the center on a plain black background
+SWITCH ?= a large red cross bouncing sideways quickly at the center on a striped gray background camera panning left
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -23,8 +24,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install  ## make a short video with the embedded model: demo.mp4, and demo.png with its frames
-	$(BIN)/forcing-kv generate "$(PROMPT)" -o demo.mp4 --contact-sheet demo.png --overwrite
+demo: install  ## make a short video with the embedded model, its prompt switched halfway: demo.mp4, and demo.png with its frames
+	$(BIN)/forcing-kv generate "$(PROMPT)" --switch 4 "$(SWITCH)" --seconds 8 -o demo.mp4 --contact-sheet demo.png --overwrite
 	@echo "the video is $(CURDIR)/demo.mp4, its frames are on $(CURDIR)/demo.png"
 
 test: install  ## run the tests, on all cores

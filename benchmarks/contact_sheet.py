@@ -9,12 +9,19 @@ from pathlib import Path
 import torch
 
 from forcing_kv import VideoPipeline
+from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
 from forcing_kv.video import ContactSheetRow, contact_sheet
 
-PROMPTS = (
-    "a large red circle moving sideways slowly at the left on a gray background",
-    "a large blue square moving in circles slowly at the center on a white background",
-    "a small yellow circle moving up and down quickly at the right on a black background",
+PROMPTS: tuple[str | list[ScheduledPrompt], ...] = (
+    "a large red circle moving right slowly at the left on a striped gray background camera panning left",
+    "a small blue cross circling clockwise quickly at the center on a checkered white background",
+    "an object passing behind a pillar at the left on a plain brown background",
+    [
+        ScheduledPrompt(text="a large yellow triangle bouncing vertically at the left on a black background"),
+        ScheduledPrompt(
+            at_seconds=5, text="a large green square moving up quickly at the left on a checkered gray background"
+        ),
+    ],
 )
 POLICIES = ("full", "forcing-kv")
 NUM_COLUMNS = 8
@@ -36,7 +43,8 @@ def main() -> None:
         for policy in POLICIES:
             stream = pipeline.stream(prompt, policy=policy, seed=args.seed + offset, num_frames=args.seconds * fps)
             frames = torch.cat([chunk.frames[0] for chunk in stream if chunk.frames is not None])
-            label = f"{prompt}: {policy}, cache {stream.cache.nbytes / 1e6:.2f} MB"
+            text = ", then ".join(each.texts(1)[0] for each in prompt_schedule(prompt))
+            label = f"{text}: {policy}, cache {stream.cache.nbytes / 1e6:.2f} MB"
             seconds = tuple(number / fps for number in numbers.tolist())
             rows.append(ContactSheetRow(frames=frames[numbers], label=label, at_seconds=seconds))
     contact_sheet(rows, args.path, num_columns=NUM_COLUMNS)

@@ -17,7 +17,7 @@ from forcing_kv.bench import environment
 from forcing_kv.generation import GenerationReport, VideoRequest, generate_video
 from forcing_kv.prompt_schedule import prompt_schedule
 
-PROMPT = "a large red circle moving sideways slowly at the left on a gray background"
+PROMPT = "a large red circle moving right slowly at the left on a striped gray background"
 POLICIES = ("full", "forcing-kv")
 MEASURES = ("fps_diffusion", "fps_end_to_end", "cache_bytes", "full_cache_bytes")
 

@@ -15,8 +15,8 @@ torch.set_num_threads(1)  # everything here is small: threads would only wait fo
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory) -> Path:
     """A whole model with random weights in the saved layout: real component types, small sizes."""
-    from forcing_kv.tiny.text import TEXT_DIM, TEXT_LEN, build_text_encoder, build_tokenizer
-    from forcing_kv.tiny.vae import LATENT_CHANNELS, build_vae
+    from forcing_kv.tiny.training.text import TEXT_DIM, TEXT_LEN, build_text_encoder, build_tokenizer
+    from forcing_kv.tiny.training.vae import LATENT_CHANNELS, build_vae
 
     torch.manual_seed(0)
     transformer = CausalWanTransformer(

@@ -102,7 +102,7 @@ def test_other_words_and_seeds_go_on_differently(pipeline):
 
 
 def test_frames_are_the_decode_of_all_latents(pipeline):
-    latents = torch.randn(6, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(6, 16, 4, 6, generator=torch.Generator().manual_seed(0))
     chunks = list(pipeline.stream(RED, num_frames=13, continue_from=latents))
     assert [(chunk.given, chunk.frames.shape[1]) for chunk in chunks] == [
         (True, 9),
@@ -120,12 +120,12 @@ def test_frames_are_the_decode_of_all_latents(pipeline):
 
 @pytest.mark.parametrize(("num_frames", "num_new_chunks"), [(1, 1), (12, 1), (13, 2), (24, 2), (25, 3)])
 def test_frames_that_are_asked_for_are_new_ones(pipeline, num_frames, num_new_chunks):
-    stream = pipeline.stream(RED, num_frames=num_frames, continue_from=torch.zeros(3, 12, 4, 6), decode=False)
+    stream = pipeline.stream(RED, num_frames=num_frames, continue_from=torch.zeros(3, 16, 4, 6), decode=False)
     assert [chunk.given for chunk in stream] == [True] + [False] * num_new_chunks
 
 
 def test_one_beginning_serves_a_batch_or_each_has_its_own(pipeline):
-    latents = torch.randn(2, 3, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 3, 16, 4, 6, generator=torch.Generator().manual_seed(0))
     for given in (latents[0], latents[:1], latents):
         chunks = list(islice(pipeline.stream([RED, BLUE], continue_from=given, **SMALL), 2))
         assert torch.equal(chunks[0].latents, latents if given is latents else latents[:1].expand_as(latents))
@@ -133,7 +133,7 @@ def test_one_beginning_serves_a_batch_or_each_has_its_own(pipeline):
 
 
 def test_latents_behind_the_last_whole_chunk_are_made_anew(pipeline):
-    latents = torch.randn(8, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(8, 16, 4, 6, generator=torch.Generator().manual_seed(0))
     stream = pipeline.stream(RED, continue_from=latents, num_frames=12, decode=False)
     assert stream.given_frames == 6
     assert torch.equal(
@@ -144,7 +144,7 @@ def test_latents_behind_the_last_whole_chunk_are_made_anew(pipeline):
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_snapshot_is_gone_on_from_inside_and_behind_the_given_part(pipeline, after):
-    latents = torch.randn(6, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(6, 16, 4, 6, generator=torch.Generator().manual_seed(0))
 
     def fresh():
         return pipeline.stream(RED, continue_from=latents)
@@ -161,20 +161,20 @@ def test_a_snapshot_is_gone_on_from_inside_and_behind_the_given_part(pipeline, a
         pipeline.stream(RED, resolution=(48, 32)).restore(stream.snapshot())
 
 
-FITTING = torch.zeros(6, 12, 4, 6)
+FITTING = torch.zeros(6, 16, 4, 6)
 
 
 @pytest.mark.parametrize(
     ("latents", "settings", "message"),
     [
-        (torch.zeros(12, 4, 6), {}, r"shape \(12, 4, 6\) .* give floats of \[frames, 12, height, width\]"),
-        (torch.zeros(3, 12, 4, 6, dtype=torch.int32), {}, "torch.int32 cannot be continued"),
-        (torch.zeros(3, 16, 4, 6), {}, "of 16 channels do not fit this model, whose latents have 12"),
-        (torch.zeros(3, 12, 4, 7), {}, "resolution 56x32: .* multiples of 16; nearest: 64x32"),
+        (torch.zeros(16, 4, 6), {}, r"shape \(16, 4, 6\) .* give floats of \[frames, 16, height, width\]"),
+        (torch.zeros(3, 16, 4, 6, dtype=torch.int32), {}, "torch.int32 cannot be continued"),
+        (torch.zeros(3, 12, 4, 6), {}, "of 12 channels do not fit this model, whose latents have 16"),
+        (torch.zeros(3, 16, 4, 7), {}, "resolution 56x32: .* multiples of 16; nearest: 64x32"),
         (FITTING, {"resolution": (64, 32)}, "of 48x32 pixels cannot be continued at 64x32: ask for 48x32"),
-        (torch.zeros(2, 12, 4, 6), {}, "2 latent frames are too few to be continued: a chunk of 3 is the least"),
+        (torch.zeros(2, 16, 4, 6), {}, "2 latent frames are too few to be continued: a chunk of 3 is the least"),
         (
-            torch.zeros(2, 3, 12, 4, 6),
+            torch.zeros(2, 3, 16, 4, 6),
             {"num_videos": 3},
             "of 2 videos cannot be continued by 3 videos: give one for all",
         ),
@@ -190,5 +190,5 @@ def test_what_does_not_fit_is_refused_before_any_work(pipeline, latents, setting
 
 def test_half_precision_is_taken_and_what_is_left_out_may_be_anything():
     latents = FITTING.bfloat16().index_fill(0, torch.tensor(5), float("nan"))
-    given = given_latents(latents, batch_size=2, chunk_frames=5, num_channels=12)
-    assert (given.shape, given.dtype) == ((2, 5, 12, 4, 6), torch.float32)
+    given = given_latents(latents, batch_size=2, chunk_frames=5, num_channels=16)
+    assert (given.shape, given.dtype) == ((2, 5, 16, 4, 6), torch.float32)

@@ -76,7 +76,7 @@ def test_file_report_and_latents(pipeline, tmp_path):
     assert document["seconds_video"] == pytest.approx(21 / 16)
     assert document["fps_diffusion"] > document["fps_end_to_end"] > 0
     assert document["cache_bytes"] == stream.cache.nbytes
-    assert document["full_cache_bytes"] == pipeline.geometry().kv_bytes(6, bytes_per_value=4)
+    assert document["full_cache_bytes"] == pipeline.geometry().kv_bytes(6, bytes_per_value=pipeline.dtype.itemsize)
     assert {"policy", "model", "device", "seed", "versions", "width", "height"} <= document.keys()
     assert document["versions"].keys() >= {"forcing-kv", "torch"}
 

@@ -32,7 +32,7 @@ def look(pipeline):
     """Look at a file on behalf of the small model."""
 
     def open_for(path, **settings):
-        return open_source(path, preset=pipeline.preset, num_channels=12, **settings)
+        return open_source(path, preset=pipeline.preset, num_channels=16, **settings)
 
     return open_for
 
@@ -88,7 +88,7 @@ def test_the_last_whole_chunks_of_a_video_are_taken(pipeline, look, tmp_path, *,
 @pytest.mark.parametrize(("num_frames", "given_frames"), [(3, 3), (5, 3), (6, 6)])
 @pytest.mark.parametrize("name", ["l.safetensors", "l.bin"])
 def test_the_first_whole_chunks_of_latents_are_taken(pipeline, look, tmp_path, *, num_frames, given_frames, name):
-    latents = torch.randn(num_frames, 12, 8, 12, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(num_frames, 16, 8, 12, generator=torch.Generator().manual_seed(0))
     source = look(write_latents(tmp_path / name, latents), resolution=(96, 64))
     assert (source.given_frames, source.resolution) == (given_frames, (96, 64))
     assert (source.first_frames_left_out, source.last_frames_left_out) == (0, 4 * (num_frames - given_frames))
@@ -98,7 +98,7 @@ def test_the_first_whole_chunks_of_latents_are_taken(pipeline, look, tmp_path, *
 def test_what_was_made_here_keeps_its_prompts(look, tmp_path):
     red, blue, late = (ScheduledPrompt(at_seconds=at, text=text) for at, text in ((0, "red"), (0.5, "blue"), (9, "x")))
     path = tmp_path / "l.safetensors"
-    latents = {"latents": torch.zeros(6, 12, 8, 12)}  # 21 frames, 1.3125 s
+    latents = {"latents": torch.zeros(6, 16, 8, 12)}  # 21 frames, 1.3125 s
     for recorded, asked, expected in (
         ("red", (red,), [(0, "red")]),
         ("red", (replace(red, text="green"),), [(0, "red"), (1.3125, "green")]),
@@ -131,7 +131,7 @@ def test_a_source_is_named_after_its_file_and_content(look, tmp_path):
     path = tmp_path / "l.safetensors"
     names = []
     for value, metadata in ((0, {"seed": "1"}), (0, {"seed": "2"}), (1, {"seed": "1"})):
-        save_file({"latents": torch.full((3, 12, 8, 12), float(value))}, path, metadata=metadata)
+        save_file({"latents": torch.full((3, 16, 8, 12), float(value))}, path, metadata=metadata)
         names.append(look(path).name)
     assert names[0].startswith("l.safetensors (sha256 ")
     assert names[0] == names[1] != names[2]
@@ -159,13 +159,13 @@ def test_a_clip_with_hidden_frames_is_what_it_shows(pipeline, look, tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "settings", "message"),
     [
-        ({"latents": torch.zeros(3, 16, 8, 12)}, {}, "l.st: latents of 16 channels do not fit this model"),
-        ({"latents": torch.zeros(2, 12, 8, 12)}, {}, "l.st: 2 latent frames are too few"),
-        ({"latents": torch.zeros(2, 3, 12, 8, 12)}, {}, "l.st: latents of 2 videos cannot be continued by 1"),
-        ({"latents": torch.zeros(3, 12, 8, 11)}, {}, "l.st: resolution 88x64: .* nearest: 96x64"),
-        ({"latents": torch.zeros(3, 12, 8, 12)}, {"resolution": (48, 32)}, "l.st: .* of 96x64 .* at 48x32"),
-        ({"latents": torch.full((3, 12, 8, 12), torch.nan)}, {}, "l.st: .* not all finite"),
-        ({"latents": torch.zeros(3, 12, 8, 12, dtype=torch.int64)}, {}, "l.st: .* torch.int64 cannot be continued"),
+        ({"latents": torch.zeros(3, 12, 8, 12)}, {}, "l.st: latents of 12 channels do not fit this model"),
+        ({"latents": torch.zeros(2, 16, 8, 12)}, {}, "l.st: 2 latent frames are too few"),
+        ({"latents": torch.zeros(2, 3, 16, 8, 12)}, {}, "l.st: latents of 2 videos cannot be continued by 1"),
+        ({"latents": torch.zeros(3, 16, 8, 11)}, {}, "l.st: resolution 88x64: .* nearest: 96x64"),
+        ({"latents": torch.zeros(3, 16, 8, 12)}, {"resolution": (48, 32)}, "l.st: .* of 96x64 .* at 48x32"),
+        ({"latents": torch.full((3, 16, 8, 12), torch.nan)}, {}, "l.st: .* not all finite"),
+        ({"latents": torch.zeros(3, 16, 8, 12, dtype=torch.int64)}, {}, "l.st: .* torch.int64 cannot be continued"),
         ({"weight": torch.zeros(1), "bias": torch.zeros(1)}, {}, "l.st holds no latents but bias, weight: give"),
         ({f"w{n}": torch.zeros(1) for n in range(7)}, {}, "no latents but w0, w1, w2, w3, w4, ...: give"),
         ({}, {}, "l.st holds no latents but nothing: give a file that --save-latents wrote, or a video"),
@@ -252,7 +252,7 @@ def test_a_model_that_cannot_encode_goes_on_from_latents_only(tiny_model_folder,
     with pytest.raises(ConfigurationError, match=r"has no encoder.*--save-latents"):
         generate_video(pipeline, video)
     assert not partial_folder(video.path).exists()
-    latents = write_latents(tmp_path / "l.st", torch.zeros(3, 12, 8, 12))
+    latents = write_latents(tmp_path / "l.st", torch.zeros(3, 16, 8, 12))
     request = VideoRequest(prompts=PROMPT, path=video.path, num_frames=9, continue_from=latents)
     assert generate_video(pipeline, request).frames == 21
 
@@ -271,7 +271,7 @@ def test_going_on_from_saved_latents_makes_the_longer_video(pipeline, tmp_path):
     assert torch.equal(read_video(request.path), read_video(tmp_path / "whole.mp4"))
     assert torch.equal(load_file(tmp_path / "v.st")["latents"], load_file(tmp_path / "whole.st")["latents"])
     assert (report.frames, report.frames_given, report.frames_made, report.frames_requested) == (57, 21, 36, 36)
-    name = open_source(tmp_path / "first.st", preset=pipeline.preset, num_channels=12).name
+    name = open_source(tmp_path / "first.st", preset=pipeline.preset, num_channels=16).name
     assert json.loads(probe(request.path).metadata["comment"])["continue_from"] == report.continue_from == name
     assert is_finished(request)
     check_made_alike(pipeline, request)
@@ -303,7 +303,7 @@ def test_going_on_from_a_video_shows_it_first(pipeline, tmp_path):
 
 
 def test_what_is_left_out_of_latents_is_made_anew(pipeline, tmp_path):
-    latents = torch.randn(5, 12, 4, 6, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(5, 16, 4, 6, generator=torch.Generator().manual_seed(0))
     source = write_latents(tmp_path / "l.st", latents)
     _, report = run(pipeline, tmp_path / "v.mp4", 12, continue_from=source)
     assert (report.frames, report.frames_given, report.last_frames_left_out) == (21, 9, 8)
@@ -313,7 +313,7 @@ def test_what_is_left_out_of_latents_is_made_anew(pipeline, tmp_path):
 def test_times_of_what_is_given_are_in_no_speed(pipeline, tmp_path):
     _, report = run(pipeline, tmp_path / "v.mp4", 12)
     assert (report.given_ms, report.frames_given, report.continue_from) == (0, 0, None)
-    latents = write_latents(tmp_path / "l.st", torch.zeros(30, 12, 8, 12))
+    latents = write_latents(tmp_path / "l.st", torch.zeros(30, 16, 8, 12))
     request = VideoRequest(prompts=PROMPT, path=tmp_path / "w.mp4", num_frames=36, continue_from=latents)
     given = generate_video(pipeline, request, on_progress=kill_after(2, KeyboardInterrupt))  # two of its ten chunks
     assert (given.interrupted, given.frames, given.frames_given, given.frames_made) == (True, 21, 21, 0)
@@ -328,7 +328,7 @@ def test_resumed_file_equals_uninterrupted_one(pipeline, tmp_path, died_after, k
     source = (
         write_video(tmp_path / "s.mp4", 23)
         if kind == "video"
-        else write_latents(tmp_path / "s.st", torch.randn(7, 12, 8, 12, generator=torch.Generator().manual_seed(0)))
+        else write_latents(tmp_path / "s.st", torch.randn(7, 16, 8, 12, generator=torch.Generator().manual_seed(0)))
     )
     settings = {"prompts": schedule, "num_frames": 24, "continue_from": source}
     whole = VideoRequest(path=tmp_path / "whole.mp4", latents_path=tmp_path / "whole.l", **settings)
@@ -346,18 +346,18 @@ def test_resumed_file_equals_uninterrupted_one(pipeline, tmp_path, died_after, k
 
 
 def test_resume_refuses_another_source(pipeline, tmp_path):
-    source = write_latents(tmp_path / "l.st", torch.zeros(6, 12, 8, 12))
+    source = write_latents(tmp_path / "l.st", torch.zeros(6, 16, 8, 12))
     settings = {"prompts": PROMPT, "path": tmp_path / "v.mp4", "num_frames": 12}
     with pytest.raises(Killed):
         generate_video(pipeline, VideoRequest(continue_from=source, **settings), on_progress=kill_after(1))
-    other = write_latents(tmp_path / "other.st", torch.zeros(6, 12, 8, 12))
+    other = write_latents(tmp_path / "other.st", torch.zeros(6, 16, 8, 12))
     for request in (VideoRequest(continue_from=other, **settings), VideoRequest(**settings)):
         with pytest.raises(OutputError, match=r"asked for with continue_from 'l.st \(sha256 [0-9a-f]{16}\)', not"):
             generate_video(pipeline, request, resume=True)
-    write_latents(source, torch.ones(6, 12, 8, 12))
+    write_latents(source, torch.ones(6, 16, 8, 12))
     with pytest.raises(OutputError, match="asked for with continue_from"):
         generate_video(pipeline, VideoRequest(continue_from=source, **settings), resume=True)
-    write_latents(source, torch.zeros(6, 12, 8, 12))
+    write_latents(source, torch.zeros(6, 16, 8, 12))
     assert generate_video(pipeline, VideoRequest(continue_from=source, **settings), resume=True).frames == 33
 
 

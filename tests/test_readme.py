@@ -12,7 +12,7 @@ def test_the_python_example(capsys):
     exec(compile(code, "README.md", "exec"), namespace)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [str(index) for index in range(8)]
-    assert all("torch.Size([1, 12, 64, 96, 3])" in line for line in lines[1:-1])
+    assert all("torch.Size([1, 12, 96, 160, 3])" in line for line in lines[1:-1])
     held, full = (int(number) for number in re.findall(r"\d+", lines[-1]))
     assert 0 < held < full / 3
 

@@ -24,7 +24,7 @@ POLICIES = ["forcing-kv", "full", "window:window_frames=9", "forcing-kv:sink_fra
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_model_folder):
-    return VideoPipeline.from_pretrained(tiny_model_folder)
+    return VideoPipeline.from_pretrained(tiny_model_folder, dtype="float32")
 
 
 def latents(stream, num_chunks=None):

@@ -71,7 +71,7 @@ def test_cleaning_is_that_of_the_wan_pipeline():
 
 
 def test_states_are_padded_with_zeros_to_the_full_length(encoder):
-    short, long = encoder(["a red circle", "a large red circle moving in circles slowly on a white background"])
+    short, long = encoder(["a red circle", "a large red circle circling clockwise slowly on a plain white background"])
     assert short.shape == (encoder.text_len, 64)
     num_tokens = len(encoder.tokenizer("a red circle").input_ids)
     assert short[:num_tokens].abs().amax(dim=1).min() > 0
@@ -111,7 +111,7 @@ def test_the_encoder_is_freed_where_memory_is_short(load):
 
 
 def test_states_do_not_depend_on_the_batch(load):
-    together = LazyTextEncoder(load, device=CPU)(["a red circle", "a large blue square moving up and down quickly"])
+    together = LazyTextEncoder(load, device=CPU)(["a red circle", "a large blue square bouncing vertically quickly"])
     alone = LazyTextEncoder(load, device=CPU)(["a red circle"])
     assert torch.equal(together[:1], alone)
 

@@ -22,11 +22,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """`auto` is bfloat16 on a GPU, and on a CPU that multiplies matrices of it (AMX); float32 on other CPUs."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if device.type == "cuda" or _cpu_multiplies_bfloat16() else torch.float32
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, ["auto", *DTYPES])
     return DTYPES[dtype]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and newer say
+    return capabilities.get("amx_bf16", False)

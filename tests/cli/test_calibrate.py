@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from forcing_kv import HeadMap
 from forcing_kv.cli import cli
 
-PROMPTS = ["a large red circle moving sideways", "a small blue square moving in circles"]
+PROMPTS = ["a large red circle bouncing sideways", "a small blue square circling clockwise"]
 
 
 @pytest.fixture

@@ -178,11 +178,11 @@ def test_decode_bytes_are_what_the_wan_vae_has_alive(dtype):
 
 
 def test_decode_bytes_are_enough_for_the_embedded_model():
-    from forcing_kv.tiny.vae import build_vae
+    from forcing_kv.tiny.training.vae import build_vae
 
     vae = build_vae().to("meta")
-    assert VaeSize.of(vae).num_parameters == 1_512_672
-    check_decoding(vae, 96, 64, 1, torch.float32)
+    assert VaeSize.of(vae).num_parameters == 1_528_804
+    check_decoding(vae, 160, 96, 1, torch.float32)
 
 
 def check_decoding(vae, width, height, batch_size, dtype):

@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from forcing_kv import CheckpointError, HeadMap, HeadMapError, PromptError, UnknownNameError, VideoPipeline
-from forcing_kv.models import find_model, read_preset
+from forcing_kv.models import find_model, read_preset, save_model
+from forcing_kv.models.folder import read_transformer_config
+from forcing_kv.tiny.training.text import build_text_encoder, build_tokenizer
+from forcing_kv.tiny.training.vae import build_vae
+from forcing_kv.wan import CausalWanTransformer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -47,6 +52,51 @@ def test_what_is_saved_is_loaded(folder):
     assert pipeline.transformer.head_order == ((0, 2, 1, 3), (2, 3, 0, 1), (0, 1, 2, 3))
 
 
+def test_a_model_with_coordinates_is_saved_with_them_and_makes_the_same_video(folder, tmp_path):
+    pipeline = VideoPipeline.from_pretrained(folder, dtype="float32")
+    config = replace(read_transformer_config(folder), coordinates=True)
+    torch.manual_seed(3)
+    transformer = CausalWanTransformer(config).eval()
+    saved = tmp_path / "with"
+    save_model(
+        saved,
+        preset=pipeline.preset,
+        transformer=transformer,
+        vae=build_vae(),
+        text_encoder=build_text_encoder(len(build_tokenizer())),
+        tokenizer=build_tokenizer(),
+        head_map=pipeline.head_map,
+    )
+    assert json.loads((saved / "transformer" / "config.json").read_text())["coordinates"] is True
+    loaded = find_model(saved).load_transformer(dtype=torch.float32, device=torch.device("cpu"))
+    assert loaded.config == config
+    weights = transformer.state_dict()
+    assert "coordinate_embedding.weight" in weights
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+
+    video = {"num_frames": 21, "resolution": (48, 32), "seed": 2}
+    with_them = VideoPipeline.from_pretrained(saved, dtype="float32")
+    frames = with_them.generate("a red circle", **video)
+    with torch.no_grad():
+        with_them.transformer.coordinate_embedding.weight.zero_()
+        with_them.transformer.coordinate_embedding.bias.zero_()
+    assert not torch.equal(frames, with_them.generate("a red circle", **video))  # they are read
+    again = VideoPipeline.from_pretrained(saved, dtype="float32").generate("a red circle", **video)
+    assert torch.equal(again, frames)
+
+    edit_json(saved / "transformer" / "config.json", coordinates=False)
+    with pytest.raises(
+        CheckpointError, match=r"unexpected coordinate_embedding\.bias; unexpected coordinate_embedding\.weight"
+    ):
+        VideoPipeline.from_pretrained(saved)
+    edit_json(folder / "transformer" / "config.json", coordinates=True)
+    with pytest.raises(
+        CheckpointError, match=r"missing coordinate_embedding\.bias; missing coordinate_embedding\.weight"
+    ):
+        VideoPipeline.from_pretrained(folder)
+
+
 def test_weights_that_do_not_fit_are_all_listed(folder):
     def change(weights):
         del weights["blocks.0.self_attn.q.weight"]
@@ -59,7 +109,7 @@ def test_weights_that_do_not_fit_are_all_listed(folder):
     for part in (
         "missing blocks.0.self_attn.q.weight",
         "unexpected extra.weight",
-        "head.head.bias is [3], should be [48]",
+        "head.head.bias is [3], should be [64]",
     ):
         assert part in str(caught.value)
 

@@ -101,7 +101,7 @@ def cli() -> None:
 
     \b
     First steps:
-      forcing-kv generate "a large red circle moving sideways" -o out.mp4
+      forcing-kv generate "a large red circle bouncing sideways" -o out.mp4
       forcing-kv generate --help
     """
 

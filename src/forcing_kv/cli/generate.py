@@ -144,11 +144,11 @@ def command(
 
     \b
     Examples:
-      forcing-kv generate "a large red circle moving sideways" -o circle.mp4 --seconds 10
-      forcing-kv generate "a red circle" --switch 3 "a small blue square moving up and down" -o switch.mp4 --seconds 6
+      forcing-kv generate "a large red circle bouncing sideways" -o circle.mp4 --seconds 10
+      forcing-kv generate "a red circle" --switch 3 "a small blue cross moving up" -o switch.mp4 --seconds 6
       forcing-kv generate "a blue square" --policy full --json report.json --contact-sheet sheet.png
       forcing-kv generate "a blue square" --policy forcing-kv:sink_frames=2,segments_per_frame=4
-      forcing-kv generate "a large blue square moving sideways" --continue-from circle.mp4 -o longer.mp4 --seconds 5
+      forcing-kv generate "a large blue square bouncing sideways" --continue-from circle.mp4 -o longer.mp4 --seconds 5
       forcing-kv generate --prompt-file prompts.txt -o videos
     """
     if (prompt is None) == (prompt_file is None):

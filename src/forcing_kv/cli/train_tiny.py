@@ -13,7 +13,7 @@ import click
 @click.option("--resume", is_flag=True, help="Go on with the checkpoints in the working folder.")
 @click.option(
     "--stage",
-    type=click.Choice(["all", "vae", "latents", "transformer", "decoder", "export"]),
+    type=click.Choice(["all", "vae", "sharpen", "latents", "transformer", "decoder", "export"]),
     default="all",
     show_default=True,
     help="One stage, or all in this order.",
@@ -22,13 +22,23 @@ import click
 def command(  # noqa: PLR0917  # click passes by name
     output: Path, seed: int, minutes: float | None, steps: int | None, resume: bool, stage: str, device: str
 ) -> None:
-    """Train the embedded model 'tiny' from nothing: about two hours on two CPU cores.
+    """Train the embedded model 'tiny' from nothing: hours on two CPU cores.
 
-    Everything is drawn by the program itself. Checkpoints are written every minute; the finished model folder is
-    OUTPUT/model, which `--model OUTPUT/model` runs.
+    Everything is drawn by the program itself. The stages:
+
+    \b
+      vae          the VAE, on drawn clips
+      sharpen      the VAE again, objects first
+      latents      the training set: clips drawn and encoded
+      transformer  transformer and text encoder together; takes the longest
+      decoder      the VAE's decoder still further, the latents unchanged
+      export       the model folder, its head map measured
+
+    Checkpoints are written every minute, and --resume goes on with them; the finished model folder is OUTPUT/model,
+    which `--model OUTPUT/model` runs.
     """
-    from forcing_kv.tiny import recipe as stages
-    from forcing_kv.tiny.export import export_model
+    from forcing_kv.tiny.training import recipe as stages
+    from forcing_kv.tiny.training.export import export_model
 
     if not resume and any(output.glob("*.pt")):
         raise click.UsageError(f"{output} holds checkpoints; add --resume to go on with them, or choose a new folder")
@@ -36,6 +46,8 @@ def command(  # noqa: PLR0917  # click passes by name
     max_seconds = float("inf") if minutes is None else 60 * minutes
     if stage in ("all", "vae"):
         _show("vae", stages.train_vae(output, recipe, max_seconds=max_seconds))
+    if stage in ("all", "sharpen"):
+        _show("sharpen", stages.sharpen_vae(output, recipe, max_seconds=max_seconds))
     if stage in ("all", "latents"):
         stages.encode_training_set(output, recipe, report=lambda done, total: click.echo(f"latents {done}/{total}"))
     if stage in ("all", "transformer"):
@@ -52,7 +64,7 @@ def _show(name: str, progress: "object") -> None:
     from collections.abc import Iterable
     from typing import cast
 
-    from forcing_kv.tiny.trainer import Progress
+    from forcing_kv.tiny.training.trainer import Progress
 
     losses: list[float] = []
     for state in cast("Iterable[Progress]", progress):

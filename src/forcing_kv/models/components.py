@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from forcing_kv.errors import CheckpointError
 from forcing_kv.free_memory import free_bytes
@@ -81,6 +82,8 @@ class Components:
         kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
         _check_complete({**report, "missing_keys": missing}, "VAE", folder, kinds=kinds)
         vae.to(device).requires_grad_(False)
+        if device.type == "cpu":
+            channels_last(vae)
         return vae.eval()
 
     def load_text_encoder(
@@ -167,3 +170,13 @@ def _name(entry: Any) -> str:
 
 def _num_weights(folder: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in read_checkpoint(folder).values())
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay convolution weights out channels-last, in place: several times quicker in bf16 on a CPU."""
+    for parameter in module.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        elif parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_FRAMES = 3
+from forcing_kv.tiny.training.latents import CHUNK_FRAMES, FAR_CHUNKS, LONG_CHUNKS, START_CHUNKS, ClipGroup
+
 SEGMENTS_PER_FRAME = 6
 
 TokenRange = tuple[int, int]
@@ -46,6 +47,8 @@ class LayoutMemory:
     def __init__(self, layout: Layout) -> None:
         self.reads = layout.reads
 
+    # Not compiled: its reads differ from batch to batch; what is around it is compiled once.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [batch, tokens, heads, head_dim] -> the same shape."""
         q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
@@ -59,12 +62,12 @@ class _ReadAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, reads: tuple[Read, ...]) -> Tensor:
         """All tensors [batch, heads, tokens, head_dim]."""
+        q = q * q.shape[-1] ** -0.5
         out = torch.empty_like(q)
         all_weights = []
         for read in reads:
-            weights = torch.softmax(
-                (_part(q, read.queries) * q.shape[-1] ** -0.5) @ _gather(k, read.keys).transpose(-1, -2), dim=-1
-            )
+            scores = _part(q, read.queries) @ _gather(k, read.keys).transpose(-1, -2)
+            weights = torch.softmax(scores, dim=-1)
             _part(out, read.queries).copy_(weights @ _gather(v, read.keys))
             all_weights.append(weights)
         ctx.save_for_backward(q, k, v, *all_weights)
@@ -83,7 +86,7 @@ class _ReadAttention(torch.autograd.Function):
             grad_weights = grad @ _gather(v, read.keys).transpose(-1, -2)
             grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             _part(grad_q, read.queries).copy_((grad_scores @ _gather(k, read.keys)) * scale)
-            _scatter_add(grad_k, read.keys, grad_scores.transpose(-1, -2) @ (_part(q, read.queries) * scale))
+            _scatter_add(grad_k, read.keys, grad_scores.transpose(-1, -2) @ _part(q, read.queries))
         return grad_q, grad_k, grad_v, None
 
 
@@ -106,6 +109,7 @@ def sink_and_window(
     recent_frames: int,
     segment_keep: Tensor | None = None,
     frame_tokens: int,
+    levels_per_chunk: int = 1,
 ) -> Layout:
     """A stream far from its start: sink frames, a gap, and chunks that read sink, the recent frames, and themselves.
 
@@ -117,87 +121,81 @@ def sink_and_window(
         segment_keep: bool [num_chunks + 1, CHUNK_FRAMES * SEGMENTS_PER_FRAME]: which segments of the frames just before
             the recent ones a chunk reads besides; None for none.
         frame_tokens: tokens per frame.
+        levels_per_chunk: how often each noisy chunk appears.
     """
     chunk_tokens = CHUNK_FRAMES * frame_tokens
     window_start = chunk_tokens  # the sink's chunk comes first
     sink = (0, sink_frames * frame_tokens)
     reads = [_read(0, ((0, chunk_tokens),), chunk_tokens)]
-    for is_noisy in (False, True):
-        for chunk in range(1 if is_noisy else 0, num_chunks + 1 if is_noisy else num_chunks):
-            place = 1 + chunk + (num_chunks - 1 if is_noisy else 0)
-            end = window_start + chunk * chunk_tokens
-            start = max(window_start, end - recent_frames * frame_tokens)
-            keys = [sink, (start, end)] if end > start else [sink]
-            if segment_keep is not None:
-                keys += _segments(segment_keep[chunk], start, window_start, frame_tokens)
-            reads.append(_read(place, (*keys, _tokens_of(place, chunk_tokens)), chunk_tokens))
+    noisy = [*range(1, num_chunks + 1)] * levels_per_chunk
+    for place, chunk in enumerate([*range(num_chunks), *noisy], start=1):
+        end = window_start + chunk * chunk_tokens
+        start = max(window_start, end - recent_frames * frame_tokens)
+        keys = [sink, (start, end)] if end > start else [sink]
+        if segment_keep is not None:
+            keys += _segments(segment_keep[chunk], start, window_start, frame_tokens)
+        reads.append(_read(place, (*keys, _tokens_of(place, chunk_tokens)), chunk_tokens))
     window = range(first_chunk, first_chunk + num_chunks)
     return Layout(
         clean=_frames_of([0, *window]),
-        noisy=_frames_of(range(first_chunk + 1, first_chunk + num_chunks + 1)),
+        noisy=_frames_of([first_chunk + chunk for chunk in noisy]),
         reads=tuple(reads),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """Shares of the kinds of layouts; what is left goes to first chunks alone.
+def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks: int, frame_tokens: int) -> Layout:
+    """A long stream from its start. Noisy chunks read all before them, clean ones the first chunk and some recent ones.
 
-    Attributes:
-        start: the first chunks of a stream.
-        window: far from the start, under a small cache.
-        long: a long full history.
+    Had the clean ones read everything, the longest streams could not be afforded.
     """
-
-    start: float
-    window: float
-    long: float
-
-
-MIXES: tuple[tuple[int, Mix], ...] = (
-    (0, Mix(start=0.4, window=0.3, long=0.15)),
-    (1000, Mix(start=0.3, window=0.22, long=0.12)),
-)
-"""(from this step on, mix). First chunks take longest to learn, since they have nothing but the prompt."""
+    chunk_tokens = CHUNK_FRAMES * frame_tokens
+    reads = []
+    for chunk in range(num_chunks):
+        start = max(0, chunk - recent_chunks)
+        near = (start * chunk_tokens, (chunk + 1) * chunk_tokens)
+        reads.append(_read(chunk, (near,) if start == 0 else ((0, chunk_tokens), near), chunk_tokens))
+    for place, chunk in enumerate(noisy_chunks, start=num_chunks):
+        reads.append(_read(place, ((0, chunk * chunk_tokens), _tokens_of(place, chunk_tokens)), chunk_tokens))
+    return Layout(clean=_frames_of(range(num_chunks)), noisy=_frames_of(noisy_chunks), reads=tuple(reads))
 
 
-def mix_at(step: int) -> Mix:
-    """The mix of a training step."""
-    return [mix for first_step, mix in MIXES if first_step <= step][-1]
+MIX = {"first": 0.3, "start": 0.32, "switch": 0.12, "far": 0.21, "long": 0.05}
+"""Shares of the steps that each kind of clips gets."""
+
+_LEVELS_PER_CHUNK = 2
+"""How often each chunk appears noisy: the history is computed once for all of them."""
 
 
-def random_layout(
-    generator: torch.Generator, *, max_chunks: int, frame_tokens: int, mix: Mix = MIXES[0][1]
-) -> tuple[Layout, int]:
-    """A layout for one pass, and how many samples make the pass about as long as those of the other kinds."""
+def random_layout(group: ClipGroup, generator: torch.Generator, *, frame_tokens: int) -> tuple[Layout, int]:
+    """A layout for clips of a group, and how many samples make the pass about as long as those of the other kinds."""
 
     def integer(low: int, high: int) -> int:  # low..high inclusive
         return int(torch.randint(low, high + 1, (), generator=generator))
 
-    kind = float(torch.rand((), generator=generator))
-    if kind < mix.start:
-        chunks = min(7, max_chunks)
-        return full_history(chunks - 1, range(chunks), frame_tokens=frame_tokens), 8
-    if kind < mix.start + mix.window and max_chunks > 6:
-        num_chunks = 4
+    if group.kind == "first":
+        return full_history(0, [0], frame_tokens=frame_tokens), 64
+    if group.kind in ("start", "switch"):
+        noisy = [*range(group.switch_chunk, START_CHUNKS)] * _LEVELS_PER_CHUNK
+        return full_history(START_CHUNKS - 1, noisy, frame_tokens=frame_tokens), 4
+    if group.kind == "far":
+        num_chunks = FAR_CHUNKS - 1
         keep = None
-        recent_frames = (1, 1, 4, 9)[integer(0, 3)]
         if integer(0, 1):
             keep = torch.rand(num_chunks + 1, CHUNK_FRAMES * SEGMENTS_PER_FRAME, generator=generator) < 1 / 3
         layout = sink_and_window(
-            integer(1, max_chunks - num_chunks - 1),
+            group.frames[CHUNK_FRAMES] // CHUNK_FRAMES,
             num_chunks,
             sink_frames=(1, 1, 3)[integer(0, 2)],
-            recent_frames=recent_frames,
+            recent_frames=(1, 1, 4, 9)[integer(0, 3)],
             segment_keep=keep,
             frame_tokens=frame_tokens,
+            levels_per_chunk=_LEVELS_PER_CHUNK,
         )
-        return layout, 10
-    if kind < mix.start + mix.window + mix.long and max_chunks > 8:
-        clean = integer(8, max_chunks - 1)
-        noisy = sorted({clean, *(integer(5, clean) for _ in range(5))})
-        return full_history(clean, noisy, frame_tokens=frame_tokens), 4
-    return full_history(0, [0], frame_tokens=frame_tokens), 48
+        return layout, 6
+    num_chunks = (12, 24, 48, LONG_CHUNKS - 1)[integer(0, 3)]
+    noisy = sorted(integer(num_chunks // 2, num_chunks) for _ in range(6))
+    layout = long_history(num_chunks, noisy, recent_chunks=integer(2, 6), frame_tokens=frame_tokens)
+    return layout, {12: 4, 24: 2}.get(num_chunks, 1)
 
 
 def _segments(keep: Tensor, end: int, floor: int, frame_tokens: int) -> list[TokenRange]:

@@ -1,9 +1,10 @@
 """The whole recipe of the embedded model, stage by stage; every stage picks up where it was stopped.
 
-    vae          train the VAE, measure its latents' mean and deviation   -> FOLDER/vae
+    vae          train the VAE                                            -> FOLDER/vae
+    sharpen      train it further, objects first; measure its latents     -> FOLDER/vae
     latents      draw clips, encode them                                  -> FOLDER/latents/*.pt
     transformer  train transformer and text encoder                       -> FOLDER/transformer.pt
-    decoder      train the VAE's decoder further, its encoder unchanged   -> FOLDER/vae
+    decoder      train the VAE's decoder still further, latents unchanged -> FOLDER/vae
     (export.py writes the model folder from these)
 
 The working folder holds checkpoints and data; nothing in it is needed once the model is exported.
@@ -19,43 +20,55 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
 from forcing_kv.errors import CheckpointError
-from forcing_kv.tiny.latents import LatentClips, encode_clip_means, encode_clips, load_group, save_group
-from forcing_kv.tiny.trainer import Progress, Schedule
-from forcing_kv.tiny.transformer import (
+from forcing_kv.models.components import channels_last
+from forcing_kv.tiny.training.latents import KINDS, LatentClips, encode_clip_means, encode_group, load_group, save_group
+from forcing_kv.tiny.training.trainer import Progress, Schedule, Trainer, one_core_per_part
+from forcing_kv.tiny.training.transformer import (
     TRANSFORMER_SCHEDULE,
     TextAndTransformer,
     add_transformer_gradients,
-    transformer_trainer,
+    compile_blocks,
 )
-from forcing_kv.tiny.vae import VAE_SCHEDULE, build_vae, random_clips, vae_loss, vae_trainer
-from forcing_kv.tiny.vae_decoder import DECODER_SCHEDULE, add_decoder_gradients, decoder_trainer
+from forcing_kv.tiny.training.vae import (
+    DECODER_SCHEDULE,
+    OBJECT_WEIGHT,
+    SHARPEN_SCHEDULE,
+    VAE_SCHEDULE,
+    DecoderOnly,
+    add_vae_gradients,
+    build_vae,
+    random_clips,
+)
 
-STAGES = ("vae", "latents", "transformer", "decoder")
+STAGES = ("vae", "sharpen", "latents", "transformer", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A file of the training set: so many clips of so many latent frames."""
+    """A file of the training set: so many clips of a kind."""
 
+    kind: str
     num_clips: int
-    num_frames: int
     index: int
+    num_chunks: int | None = None
 
     @property
     def name(self) -> str:
         """File name."""
-        return f"clips_{self.num_frames}_{self.index:02d}.pt"
+        return f"{self.kind}_{self.index:03d}.pt"
 
 
-SHARDS = tuple(
-    shard
-    for index in range(10)
-    for shard in (
-        Shard(num_clips=20, num_frames=81, index=index),
-        Shard(num_clips=100, num_frames=24, index=index),
-    )
+def _shards(kind: str, num_shards: int, num_clips: int) -> tuple[Shard, ...]:
+    return tuple(Shard(kind=kind, num_clips=num_clips, index=index) for index in range(num_shards))
+
+
+SHARDS = (
+    *_shards("first", 6, 600),
+    *_shards("start", 20, 50),
+    *_shards("switch", 10, 40),
+    *_shards("far", 36, 12),
+    *_shards("long", 5, 4),
 )
-"""81 latent frames are 20 s; 24 are enough for the first eight chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +77,7 @@ class Recipe:
 
     seed: int = 0
     vae: Schedule = VAE_SCHEDULE
+    sharpen: Schedule = SHARPEN_SCHEDULE
     transformer: Schedule = TRANSFORMER_SCHEDULE
     decoder: Schedule = DECODER_SCHEDULE
     shards: tuple[Shard, ...] = SHARDS
@@ -71,25 +85,52 @@ class Recipe:
     num_calibration_prompts: int = 64
     batch_scale: float = 1.0
     device: str = "cpu"
+    compiled: bool = True
+    """Whether torch compiles the transformer's blocks, where it can: minutes at the start, a third off every step."""
 
 
 def train_vae(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[Progress]:
     """Stage one. Writes FOLDER/vae when the schedule, or this call's time, is over."""
-    trainer = vae_trainer(folder, seed=recipe.seed, schedule=recipe.vae)
-    trainer.resume()
-    trainer.to(recipe.device)
+    vae = build_vae(recipe.seed)
+    trainer = Trainer(vae, recipe.vae, seed=recipe.seed, checkpoint=folder / "vae.pt")
+    yield from _train_vae_part(vae, trainer, recipe, max_seconds=max_seconds, object_weight=0.0)
+    vae.save_pretrained(folder / "vae")
 
-    def add_gradients(generator: torch.Generator, step: int) -> float:
-        loss = vae_loss(trainer.model, generator, device=recipe.device)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
 
-    yield from trainer.run(add_gradients, max_seconds=max_seconds)
-    trainer.use_average()
-    vae = trainer.model.cpu()
-    assert isinstance(vae, AutoencoderKLWan)
+def sharpen_vae(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[Progress]:
+    """Stage two. Writes FOLDER/vae again, with the mean and deviation of its latents."""
+    vae = load_vae(folder)
+    trainer = Trainer(vae, recipe.sharpen, seed=recipe.seed + 1, checkpoint=folder / "vae_sharp.pt")
+    yield from _train_vae_part(vae, trainer, recipe, max_seconds=max_seconds, object_weight=OBJECT_WEIGHT)
     measure_latents(vae, recipe.num_measured_clips)
     vae.save_pretrained(folder / "vae")
+
+
+def train_decoder(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[Progress]:
+    """The last stage. Writes FOLDER/vae again, with another decoder."""
+    vae = load_vae(folder).requires_grad_(False)
+    part = DecoderOnly(vae).requires_grad_(True)
+    trainer = Trainer(part, recipe.decoder, seed=recipe.seed + 2, checkpoint=folder / "vae_decoder.pt")
+    yield from _train_vae_part(vae, trainer, recipe, max_seconds=max_seconds, object_weight=OBJECT_WEIGHT)
+    vae.save_pretrained(folder / "vae")
+
+
+def _train_vae_part(
+    vae: AutoencoderKLWan, trainer: Trainer, recipe: Recipe, *, max_seconds: float, object_weight: float
+) -> Iterator[Progress]:
+    """Train what the trainer has of a VAE; its averaged weights are in the VAE at the end."""
+    trainer.resume()
+    vae.to(recipe.device)
+    trainer.to(recipe.device)
+    parameters = list(trainer.parameters.values())
+
+    def add_gradients(generator: torch.Generator, step: int) -> float:
+        return add_vae_gradients(vae, parameters, generator, object_weight=object_weight, device=recipe.device)
+
+    with one_core_per_part():
+        yield from trainer.run(add_gradients, max_seconds=max_seconds)
+    trainer.use_average()
+    vae.cpu()
 
 
 @torch.no_grad()
@@ -108,7 +149,7 @@ def measure_latents(vae: AutoencoderKLWan, num_clips: int = 64) -> None:
 
 
 def load_vae(folder: Path) -> AutoencoderKLWan:
-    """The VAE that stage one left in a working folder, fp32.
+    """The VAE that the stages so far left in a working folder, fp32.
 
     Raises:
         CheckpointError: if there is none yet.
@@ -119,13 +160,14 @@ def load_vae(folder: Path) -> AutoencoderKLWan:
     vae = build_vae()
     vae.register_to_config(latents_mean=config["latents_mean"], latents_std=config["latents_std"])
     vae.load_state_dict(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    channels_last(vae)
     return vae
 
 
 def encode_training_set(
     folder: Path, recipe: Recipe, *, report: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Stage two. Shards that exist are kept.
+    """Stage three. Shards that exist are kept.
 
     Args:
         folder: the working folder.
@@ -136,13 +178,14 @@ def encode_training_set(
     for done, shard in enumerate(recipe.shards):
         path = folder / "latents" / shard.name
         if not path.exists():
-            seed = recipe.seed * 100_000 + shard.num_frames * 100 + shard.index
-            save_group(encode_clips(vae, shard.num_clips, shard.num_frames, seed=seed), path)
+            seed = 1_000_000 * recipe.seed + 1_000 * KINDS.index(shard.kind) + shard.index
+            group = encode_group(vae, shard.kind, shard.num_clips, seed=seed, num_chunks=shard.num_chunks)
+            save_group(group, path)
         report(done + 1, len(recipe.shards))
 
 
 def load_training_set(folder: Path, recipe: Recipe) -> LatentClips:
-    """What stage two left in a working folder.
+    """What stage three left in a working folder.
 
     Raises:
         CheckpointError: if a shard is missing.
@@ -157,19 +200,19 @@ def load_training_set(folder: Path, recipe: Recipe) -> LatentClips:
 
 
 def train_transformer(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[Progress]:
-    """Stage three. Checkpoints to FOLDER/transformer.pt."""
+    """Stage four. Checkpoints to FOLDER/transformer.pt."""
     clips = load_training_set(folder, recipe)
-    trainer = transformer_trainer(folder, seed=recipe.seed, schedule=recipe.transformer)
+    model = TextAndTransformer(seed=recipe.seed)
+    trainer = Trainer(model, recipe.transformer, seed=recipe.seed, checkpoint=folder / "transformer.pt")
     trainer.resume()
     trainer.to(recipe.device)
-    model = trainer.model
-    assert isinstance(model, TextAndTransformer)
-    yield from trainer.run(
-        lambda generator, step: add_transformer_gradients(
-            model, clips, generator, step=step, batch_scale=recipe.batch_scale
-        ),
-        max_seconds=max_seconds,
-    )
+    if recipe.compiled:
+        compile_blocks(model)
+
+    def add_gradients(generator: torch.Generator, step: int) -> float:
+        return add_transformer_gradients(model, clips, generator, batch_scale=recipe.batch_scale)
+
+    yield from trainer.run(add_gradients, max_seconds=max_seconds)
 
 
 def load_averaged(folder: Path) -> TextAndTransformer:
@@ -189,31 +232,15 @@ def load_averaged(folder: Path) -> TextAndTransformer:
     return model.eval()
 
 
-def train_decoder(folder: Path, recipe: Recipe, *, max_seconds: float) -> Iterator[Progress]:
-    """Stage four. Writes FOLDER/vae again, with another decoder."""
-    vae = load_vae(folder).requires_grad_(False)
-    trainer = decoder_trainer(vae, folder, seed=recipe.seed, schedule=recipe.decoder)
-    trainer.model.requires_grad_(True)
-    trainer.resume()
-    vae.to(recipe.device)
-    trainer.to(recipe.device)
-    parameters = list(trainer.parameters.values())
-    yield from trainer.run(
-        lambda generator, step: add_decoder_gradients(vae, parameters, generator, device=recipe.device),
-        max_seconds=max_seconds,
-    )
-    trainer.use_average()
-    vae.cpu().save_pretrained(folder / "vae")
-
-
 def recipe_with(*, seed: int = 0, num_steps: int | None = None, device: str = "cpu") -> Recipe:
-    """The recipe with another seed, another length of both schedules, or on another device."""
+    """The recipe with another seed, another length of all schedules, or on another device."""
     recipe = Recipe(seed=seed, device=device)
     if num_steps is None:
         return recipe
     return replace(
         recipe,
         vae=replace(recipe.vae, num_steps=num_steps, stop_step=None),
+        sharpen=replace(recipe.sharpen, num_steps=num_steps, stop_step=None),
         transformer=replace(recipe.transformer, num_steps=num_steps, stop_step=None),
         decoder=replace(recipe.decoder, num_steps=num_steps, stop_step=None),
     )

@@ -1,6 +1,6 @@
 """Tokenizer and text encoder of the embedded model, of the same types as Wan's: a tokenizer file and a UMT5 encoder.
 
-The tokenizer knows whole words only (some sixty); synonyms are replaced and everything else is one <unk> token. The
+The tokenizer knows whole words only (some fifty); phrases and synonyms are replaced, the rest is one <unk> token. The
 encoder is trained together with the transformer. Its outputs are set to zero at padding, as Wan does.
 """
 
@@ -12,9 +12,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from forcing_kv.tiny.prompts import SYNONYMS, vocabulary
+from forcing_kv.tiny.prompts import PHRASES, SYNONYMS, vocabulary
 
-TEXT_LEN = 32
+TEXT_LEN = 24
 TEXT_DIM = 64
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -24,8 +24,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """The word-level tokenizer: lower case, letters only, synonyms replaced, `</s>` at the end."""
     words = [*_SPECIAL, *vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    words_alike = [(rf"\b(?:{'|'.join(synonyms)})\b", word) for word, synonyms in SYNONYMS.items()]
     replacements = [
-        normalizers.Replace(Regex(rf"\b({'|'.join(synonyms)})\b"), word) for word, synonyms in SYNONYMS.items()
+        normalizers.Replace(Regex(pattern), word) for pattern, word in ((r"\s+", " "), *PHRASES, *words_alike)
     ]
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replacements])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z]+"), behavior="removed", invert=True)

@@ -7,7 +7,9 @@ exactly the steps of one that was not. Weights and optimiser stay in fp32; the l
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -201,6 +203,42 @@ class Trainer:
         """Put the averaged weights into the model (for evaluation and export; training ends here)."""
         for name, value in self.parameters.items():
             value.copy_(self.average[name])
+
+
+@contextmanager
+def one_core_per_part(num_parts: int = 2) -> Iterator[None]:
+    """While this holds, each of `num_parts` threads computes with its share of the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // num_parts))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def add_mean_gradients(parameters: Sequence[Tensor], loss_of: Callable[[int], Tensor], num_parts: int) -> float:
+    """Put into the parameters the mean of the gradients of some losses, each computed by a thread of its own.
+
+    On two CPU cores that is a third quicker than one batch on both.
+
+    Args:
+        parameters: leaves of the losses.
+        loss_of: number of the part -> its loss.
+        num_parts: how many.
+
+    Returns:
+        The mean loss.
+    """
+
+    def gradients_of(part: int) -> tuple[float, tuple[Tensor, ...]]:
+        loss = loss_of(part)
+        return float(loss.detach()), torch.autograd.grad(loss, parameters)
+
+    with ThreadPoolExecutor(num_parts) as threads:
+        results = list(threads.map(gradients_of, range(num_parts)))
+    for index, parameter in enumerate(parameters):
+        parameter.grad = torch.stack([gradients[index] for _, gradients in results]).mean(0)
+    return sum(loss for loss, _ in results) / num_parts
 
 
 def _optimisers(parameters: dict[str, nn.Parameter], schedule: Schedule) -> list[torch.optim.Optimizer]:

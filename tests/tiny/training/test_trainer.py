@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from forcing_kv.errors import CheckpointError, ConfigurationError
-from forcing_kv.tiny.trainer import Schedule, Trainer, condensed
+from forcing_kv.tiny.training.trainer import Schedule, Trainer, add_mean_gradients, condensed
 
 
 class Blocks(nn.Module):
@@ -58,6 +58,78 @@ def test_resumed_equals_uninterrupted(tmp_path, muon):
     for name, value in whole.parameters.items():
         assert torch.equal(second.parameters[name], value)
         assert torch.equal(second.average[name], whole.average[name])
+
+
+def test_every_step_and_every_seed_has_randomness_of_its_own(tmp_path):
+    def drawn(seed):
+        values = []
+
+        def add_gradients(generator, step):
+            values.append(float(torch.rand((), generator=generator)))
+            for value in trainer.parameters.values():
+                value.grad = torch.zeros_like(value)
+            return 0.0
+
+        trainer = make(tmp_path / str(seed), seed=seed, num_steps=6)
+        list(trainer.run(add_gradients))
+        return values
+
+    assert len({*drawn(0), *drawn(1)}) == 12
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_moving_to_a_device_changes_nothing(tmp_path, muon):
+    """Here to the one it is on; what matters is that no optimiser forgets its state."""
+    whole, moved = make(tmp_path / "whole", muon=muon), make(tmp_path / "moved", muon=muon)
+    run(whole)
+    steps = moved.run(gradients_of(moved))
+    for _ in range(9):
+        next(steps)
+    moved.save()
+    moved = make(tmp_path / "moved", muon=muon)
+    moved.resume()
+    moved.to("cpu")
+    run(moved)
+    for name, value in whole.parameters.items():
+        assert torch.equal(moved.parameters[name], value)
+        assert torch.equal(moved.average[name], whole.average[name])
+    assert all(moved.parameters[name] is value for name, value in moved.model.named_parameters())
+
+
+def test_muon_takes_the_inner_matrices_only(tmp_path):
+    adam, muon = make(tmp_path, muon=True).optimisers
+    model = make(tmp_path).model
+    shapes = [[tuple(value.shape) for value in each.param_groups[0]["params"]] for each in (adam, muon)]
+    assert shapes == [[(6,), (1, 6), (1,)], [(6, 6)]]
+    assert [type(each).__name__ for each in (adam, muon)] == ["AdamW", "Muon"]
+    assert len(make(tmp_path).optimisers) == 1
+    assert len(list(model.parameters())) == 4
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 5])
+def test_mean_gradients_are_those_of_the_mean_loss(num_parts):
+    torch.manual_seed(0)
+    model, inputs = Blocks(), torch.randn(num_parts, 7, 6)
+    parameters = list(model.parameters())
+    loss = add_mean_gradients(parameters, lambda part: model(inputs[part]).square().mean(), num_parts)
+    expected = torch.stack([model(part).square().mean() for part in inputs]).mean()
+    assert loss == pytest.approx(float(expected.detach()))
+    for parameter, gradient in zip(parameters, torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_the_average_warms_up_and_then_follows_slowly(tmp_path):
+    trainer = make(tmp_path, num_steps=5, average_decay=0.3)
+    name = "out.bias"
+    average = trainer.average[name].clone()
+    seen = []
+    for step, _ in enumerate(trainer.run(gradients_of(trainer))):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * trainer.parameters[name].detach()
+        torch.testing.assert_close(trainer.average[name], average)
+        seen.append(decay)
+    assert seen[0] == 0.1
+    assert seen[-1] == 0.3
 
 
 def test_it_learns_and_the_average_follows(tmp_path):

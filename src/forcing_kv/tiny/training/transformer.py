@@ -5,22 +5,27 @@ that the few-step sampler visits. History frames get a little noise, against dri
 more, because most of it is background. Weights are kept in fp32 and computed with in bf16.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from forcing_kv.sampling import FewStepSampler
-from forcing_kv.tiny.latents import LatentClips
-from forcing_kv.tiny.teacher_forcing import CHUNK_FRAMES, Layout, LayoutMemory, mix_at, random_layout
-from forcing_kv.tiny.text import TEXT_DIM, TEXT_LEN, build_text_encoder, build_tokenizer, text_states, token_ids
-from forcing_kv.tiny.trainer import Schedule, Trainer
-from forcing_kv.tiny.vae import LATENT_CHANNELS, LATENT_COLS, LATENT_ROWS
+from forcing_kv.tiny.training.latents import CHUNK_FRAMES, LatentClips, sample_clips
+from forcing_kv.tiny.training.teacher_forcing import MIX, Layout, LayoutMemory, random_layout
+from forcing_kv.tiny.training.text import (
+    TEXT_DIM,
+    TEXT_LEN,
+    build_text_encoder,
+    build_tokenizer,
+    text_states,
+    token_ids,
+)
+from forcing_kv.tiny.training.trainer import Schedule
+from forcing_kv.tiny.training.vae import LATENT_CHANNELS, LATENT_COLS, LATENT_ROWS
 from forcing_kv.wan import CausalWanTransformer, TransformerConfig
 
 TRANSFORMER_CONFIG = TransformerConfig(
@@ -34,15 +39,17 @@ TRANSFORMER_CONFIG = TransformerConfig(
     text_len=TEXT_LEN,
     freq_dim=64,
     rope_theta=50.0,
+    coordinates=True,
 )
-TRANSFORMER_SCHEDULE = Schedule(num_steps=2450, learning_rate=3e-3, warmup_steps=60, decay_share=0.6, muon=True)
+TRANSFORMER_SCHEDULE = Schedule(
+    num_steps=4400, learning_rate=3e-3, warmup_steps=60, decay_share=0.55, average_decay=0.998, muon=True
+)
 
 _SAMPLER = FewStepSampler()
 _SAMPLING_SHARE = 0.6
 _FREE_SHIFT = 3.0
 _HISTORY_NOISE = 0.15
 _HISTORY_NOISE_SHARE = 0.6
-_PARTS = 2
 
 
 class TextAndTransformer(nn.Module):
@@ -70,56 +77,48 @@ class TextAndTransformer(nn.Module):
         return velocity
 
 
-def transformer_trainer(folder: Path, *, seed: int, schedule: Schedule = TRANSFORMER_SCHEDULE) -> Trainer:
-    """A trainer of a fresh transformer and text encoder that checkpoints to `folder`/transformer.pt."""
-    return Trainer(TextAndTransformer(seed=seed), schedule, seed=seed, checkpoint=folder / "transformer.pt")
-
-
 def add_transformer_gradients(
     model: TextAndTransformer,
     clips: LatentClips,
     generator: torch.Generator,
     *,
-    step: int = 0,
     batch_scale: float = 1.0,
 ) -> float:
-    """Gradients of one step: the mean over two random layouts, each computed by a thread of its own.
+    """Gradients of one step, whose clips are all of one kind.
 
-    On two CPU cores that is a third quicker than one layout on both. Weights are rounded to bf16 once for both; the
-    gradients come back to the fp32 parameters.
+    Weights are rounded to bf16; the gradients come back to the fp32 parameters.
 
     Returns:
         The loss.
     """
+    shares = torch.tensor(list(MIX.values()))
+    kind = list(MIX)[int(torch.multinomial(shares, 1, generator=generator))]
+    sample = draw_sample(model, clips, kind, generator, batch_scale=batch_scale)
     names, values = zip(*model.named_parameters(), strict=True)
     weights = [value.detach().bfloat16().requires_grad_() for value in values]
-    samples = [draw_sample(model, clips, generator, step=step, batch_scale=batch_scale / _PARTS) for _ in range(_PARTS)]
-
-    def gradients_of(sample: Sample) -> tuple[float, tuple[Tensor, ...]]:
-        loss = sample_loss(model, sample)
-        return float(loss.detach()), torch.autograd.grad(loss, weights)
-
-    with ThreadPoolExecutor(_PARTS) as threads:
-        # The rounded weights stand in for the module's own while all threads run.
-        runner = _WithModel(model, lambda: list(threads.map(gradients_of, samples)))
-        results = functional_call(
-            runner, {f"model.{name}": weight for name, weight in zip(names, weights, strict=True)}
-        )
-    for index, value in enumerate(values):
-        value.grad = torch.stack([gradients[index].float() for _, gradients in results]).mean(0)
-    return sum(float(loss) for loss, _ in results) / _PARTS
+    velocity = functional_call(
+        model,
+        dict(zip(names, weights, strict=True)),
+        (sample.latents, sample.timesteps, sample.ids, sample.mask, sample.layout),
+    )
+    loss = weighted_error(velocity, sample)
+    for value, gradient in zip(values, torch.autograd.grad(loss, weights), strict=True):
+        value.grad = gradient.float()
+    return float(loss.detach())
 
 
-class _WithModel(nn.Module):
-    """Calls a function where `functional_call` has put other weights into a model."""
+def compile_blocks(model: TextAndTransformer) -> bool:
+    """Let torch fuse the element-wise work of the blocks, where there is a compiler for it: a third quicker on a CPU.
 
-    def __init__(self, model: nn.Module, function: Callable[[], Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-
-    def forward(self) -> Any:
-        return self.function()
+    Returns:
+        Whether there is one.
+    """
+    able = model.transformer.device.type == "cuda" or shutil.which("g++") is not None
+    if able:
+        torch._dynamo.config.recompile_limit = 64  # a variant per layer and kind of clip
+        for block in model.transformer.blocks:
+            block.compile(dynamic=True)
+    return able
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +142,14 @@ class Sample:
 
 
 def draw_sample(
-    model: TextAndTransformer,
-    clips: LatentClips,
-    generator: torch.Generator,
-    *,
-    step: int = 0,
-    batch_scale: float = 1.0,
+    model: TextAndTransformer, clips: LatentClips, kind: str, generator: torch.Generator, *, batch_scale: float = 1.0
 ) -> Sample:
-    """A random layout, clips that are long enough, captions, noise levels, noise; on the model's device."""
+    """Random clips of a kind, a layout for them, captions, noise levels, noise; on the model's device."""
+    group = clips.random_group(kind, generator)
     frame_tokens = (LATENT_ROWS // 2) * (LATENT_COLS // 2)
-    layout, num_samples = random_layout(
-        generator, max_chunks=clips.max_frames // CHUNK_FRAMES, frame_tokens=frame_tokens, mix=mix_at(step)
-    )
-    clean, weights, captions = clips.sample(max(1, round(num_samples * batch_scale)), layout.frames, generator)
+    layout, num_samples = random_layout(group, generator, frame_tokens=frame_tokens)
+    num_samples = max(1, round(num_samples * batch_scale))
+    clean, weights, captions = sample_clips(group, num_samples, layout.frames, generator)
     ids, mask = token_ids(model.tokenizer, captions)
     latents, timesteps, target = noised(clean, layout, generator)
     first = len(layout.clean)
@@ -171,9 +165,8 @@ def draw_sample(
     )
 
 
-def sample_loss(model: Callable[..., Tensor], sample: Sample) -> Tensor:
-    """Weighted mean squared error of the velocity on the noisy frames."""
-    velocity = model(sample.latents, sample.timesteps, sample.ids, sample.mask, sample.layout)
+def weighted_error(velocity: Tensor, sample: Sample) -> Tensor:
+    """Weighted mean squared error of the velocity [B, frames, C, h, w] on the noisy frames."""
     error = velocity[:, len(sample.layout.clean) :].float() - sample.target
     return (error.square() * sample.weights).mean()
 

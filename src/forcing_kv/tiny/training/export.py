@@ -14,16 +14,17 @@ from forcing_kv.models import ModelPreset, save_model
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.text import TextEncoder
 from forcing_kv.tiny.prompts import random_prompts
-from forcing_kv.tiny.recipe import Recipe, load_averaged, load_vae
-from forcing_kv.tiny.teacher_forcing import MIXES
-from forcing_kv.tiny.text import TEXT_LEN
-from forcing_kv.tiny.trainer import condensed
+from forcing_kv.tiny.training.latents import CHUNK_FRAMES, LONG_CHUNKS, START_CHUNKS
+from forcing_kv.tiny.training.recipe import Recipe, Shard, load_averaged, load_vae
+from forcing_kv.tiny.training.teacher_forcing import MIX
+from forcing_kv.tiny.training.text import TEXT_LEN
+from forcing_kv.tiny.training.trainer import condensed
 from forcing_kv.tiny.world import FRAMES_PER_SECOND, HEIGHT, WIDTH
 from forcing_kv.versions import versions
 
 PRESET = ModelPreset(
     name="tiny",
-    description="embedded in the package: one coloured shape moving on a flat background (`forcing-kv prompts`)",
+    description="embedded in the package: coloured shapes that move, hide, leave and return (`forcing-kv prompts`)",
     licence="Apache-2.0",
     default_resolution=(WIDTH, HEIGHT),
     fps=FRAMES_PER_SECOND,
@@ -51,7 +52,7 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
     model = load_averaged(folder)
     model.transformer.bfloat16()
     model.text_encoder.bfloat16()
-    preset = replace(PRESET, trained_frames=max(shard.num_frames for shard in recipe.shards))
+    preset = replace(PRESET, trained_frames=trained_frames(recipe.shards))
     pipeline = VideoPipeline(
         preset=preset,
         transformer=model.transformer.float(),  # rounded to bf16, computed in fp32
@@ -73,10 +74,23 @@ def export_model(folder: Path, target: Path, *, recipe: Recipe, hardware: str = 
     return target
 
 
+def trained_frames(shards: Sequence[Shard]) -> int:
+    """Latent frames of the longest stream that was read whole."""
+    return CHUNK_FRAMES * max(
+        shard.num_chunks or (LONG_CHUNKS if shard.kind == "long" else START_CHUNKS) for shard in shards
+    )
+
+
 def training_document(folder: Path, recipe: Recipe, *, hardware: str) -> dict[str, Any]:
     """How the model was made: seed, data, schedules, loss curves, hardware, time, versions."""
     stages = {}
-    for name, schedule in (("vae", recipe.vae), ("transformer", recipe.transformer), ("vae_decoder", recipe.decoder)):
+    schedules = {
+        "vae": recipe.vae,
+        "vae_sharp": recipe.sharpen,
+        "transformer": recipe.transformer,
+        "vae_decoder": recipe.decoder,
+    }
+    for name, schedule in schedules.items():
         state = torch.load(folder / f"{name}.pt", weights_only=True, map_location="cpu")
         stages[name] = {
             "schedule": vars(schedule),
@@ -88,13 +102,12 @@ def training_document(folder: Path, recipe: Recipe, *, hardware: str) -> dict[st
         "seed": recipe.seed,
         "data": {
             "source": "forcing_kv.tiny.world, drawn; scenes whose hash is 0 modulo 10 are held out",
-            "clips_by_latent_frames": {
-                num_frames: sum(shard.num_clips for shard in recipe.shards if shard.num_frames == num_frames)
-                for num_frames in sorted({shard.num_frames for shard in recipe.shards})
+            "clips_by_kind": {
+                kind: sum(shard.num_clips for shard in recipe.shards if shard.kind == kind) for kind in MIX
             },
         },
         "stages": stages,
-        "layouts": [{"from_step": step, **vars(mix)} for step, mix in MIXES],
+        "shares_of_kinds": MIX,
         "hardware": hardware or f"{recipe.device}, {torch.get_num_threads()} threads, {platform.machine()}",
         "versions": versions(),
     }

@@ -1,0 +1,237 @@
+"""The transformer's training set: drawn clips, encoded once, kept in memory as bf16 latents.
+
+Five kinds of clips: *first* chunks alone, for there the prompt has to do everything; the *start* of streams; streams
+whose prompt *switches*; the sink and a piece of a stream *far* from its start; and *long* streams, whole.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+from torch.nn import functional as F
+
+from forcing_kv.errors import CheckpointError
+from forcing_kv.tiny.prompts import varied_caption
+from forcing_kv.tiny.scenes import random_clip
+from forcing_kv.tiny.training.vae import encode_moments, pixels_of
+from forcing_kv.tiny.world import Clip, Scene, coverage, draw
+
+CHUNK_FRAMES = 3
+START_CHUNKS = 7
+FAR_CHUNKS = 6
+LONG_CHUNKS = 80
+"""60 s."""
+SWITCH_CHUNKS = (1, 2, 3, 4)
+"""The chunks at which prompts switch in training."""
+
+_MAX_FAR_CHUNK = 80
+_WARMUP_FRAMES = 4  # latent frames encoded before a piece of a stream, and dropped: the VAE remembers little beyond
+_OBJECT_WEIGHT = 4.0
+_MEMORY_SHARE = {"first": 0.25, "start": 0.35, "far": 0.35, "long": 0.4, "switch": 0.0}
+KINDS = tuple(_MEMORY_SHARE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipGroup:
+    """Clips of the same frames.
+
+    Attributes:
+        kind: of `KINDS`.
+        frames: absolute index of each latent frame, whole chunks.
+        switch_chunk: the first chunk that shows `scenes`; what is before it shows something else.
+        latents: bf16 [clips, frames, C, h, w], standardised per channel.
+        near_object: bool [clips, frames, h, w], where an object is or is next to.
+        scenes: what each clip shows.
+    """
+
+    kind: str
+    frames: tuple[int, ...]
+    switch_chunk: int
+    latents: Tensor
+    near_object: Tensor
+    scenes: tuple[Scene, ...]
+
+
+class LatentClips:
+    """All clips, ready to be sampled."""
+
+    def __init__(self, groups: Sequence[ClipGroup]) -> None:
+        alike: dict[tuple[str, tuple[int, ...], int], list[ClipGroup]] = {}
+        for group in groups:
+            alike.setdefault((group.kind, group.frames, group.switch_chunk), []).append(group)
+        self.groups = [_joined(members) for members in alike.values()]
+
+    def random_group(self, kind: str, generator: torch.Generator) -> ClipGroup:
+        """A group of a kind, the larger ones more often.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        able = [group for group in self.groups if group.kind == kind]
+        if not able:
+            kinds = ", ".join(sorted({group.kind for group in self.groups}))
+            raise CheckpointError(f"the training set has no clips of the kind {kind!r}, only {kinds}; encode some")
+        sizes = torch.tensor([len(group.scenes) for group in able], dtype=torch.float32)
+        return able[int(torch.multinomial(sizes, 1, generator=generator))]
+
+
+def sample_clips(
+    group: ClipGroup, num_samples: int, frames: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Random clips of a group.
+
+    Args:
+        group: where from.
+        num_samples: how many.
+        frames: absolute indices; the group has them.
+        generator: of the choice, and of the captions' wording.
+
+    Returns:
+        Latents fp32 [samples, frames, C, h, w]; loss weights [samples, frames, 1, h, w], higher near objects; captions.
+    """
+    places = [group.frames.index(frame) for frame in frames]
+    picks = torch.randint(len(group.scenes), (num_samples,), generator=generator)
+    latents = group.latents[picks[:, None], places].float()
+    weights = 1 + _OBJECT_WEIGHT * group.near_object[picks[:, None], places].float()[:, :, None]
+    rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
+    return latents, weights, [varied_caption(group.scenes[pick], rng) for pick in picks.tolist()]
+
+
+@torch.no_grad()
+def encode_group(
+    vae: AutoencoderKLWan,
+    kind: str,
+    num_clips: int,
+    *,
+    seed: int,
+    num_chunks: int | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> ClipGroup:
+    """Draw and encode random training scenes (never held-out ones).
+
+    Args:
+        vae: the trained VAE, its `latents_mean` and `latents_std` set.
+        kind: of `KINDS`.
+        num_clips: how many.
+        seed: of scenes, speeds, and of where and when.
+        num_chunks: length of a clip, where it is not the kind's own.
+        report: called with the number of clips done.
+    """
+    rng = random.Random(seed)
+    clips = [random_clip(rng, memory=rng.random() < _MEMORY_SHARE[kind]) for _ in range(num_clips)]
+    switch_chunk = rng.choice(SWITCH_CHUNKS) if kind == "switch" else 0
+    far_chunk = rng.randint(1, _MAX_FAR_CHUNK) if kind == "far" else 0
+    default_chunks = {"first": 1, "far": 1, "long": LONG_CHUNKS}.get(kind, START_CHUNKS)
+    num_frames = CHUNK_FRAMES * (num_chunks or default_chunks)
+    parts, cells, scenes = [], [], []
+    for clip in clips:
+        after = _switched(clip, switch_chunk, rng) if switch_chunk else None
+        latents, near = _encode(vae, clip, num_frames, after=after, switch_frame=CHUNK_FRAMES * switch_chunk)
+        if far_chunk:
+            piece, near_piece = _encode_piece(vae, clip, CHUNK_FRAMES * far_chunk, CHUNK_FRAMES * FAR_CHUNKS)
+            latents, near = torch.cat([latents, piece]), torch.cat([near, near_piece])
+        parts.append(latents)
+        cells.append(near)
+        scenes.append((after or clip).scene)
+        report(len(parts))
+    far_frames = range(CHUNK_FRAMES * far_chunk, CHUNK_FRAMES * (far_chunk + FAR_CHUNKS)) if far_chunk else ()
+    return ClipGroup(
+        kind=kind,
+        frames=(*range(num_frames), *far_frames),
+        switch_chunk=switch_chunk,
+        latents=torch.stack(parts).bfloat16(),
+        near_object=torch.stack(cells),
+        scenes=tuple(scenes),
+    )
+
+
+def encode_clip_means(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
+    """uint8 [B, 4F-3, H, W, 3] -> latents fp32 [B, F, C, h, w], not standardised; computed in bf16."""
+    pixels = pixels_of(clips).contiguous(memory_format=torch.channels_last_3d)
+    device = next(vae.parameters()).device
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        mean, _ = encode_moments(vae, pixels.to(device))
+    return mean.float().cpu().transpose(1, 2)
+
+
+def standardised(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Per-channel standardisation of [B, F, C, h, w] by the VAE's config."""
+    mean = torch.tensor(vae.config.latents_mean)[:, None, None]
+    std = torch.tensor(vae.config.latents_std)[:, None, None]
+    return (latents - mean) / std
+
+
+def pixel_frames(latent_frames: int) -> int:
+    """Pixel frames before latent frame number `latent_frames`, from the start of a stream."""
+    return max(0, 4 * latent_frames - 3)
+
+
+def save_group(group: ClipGroup, path: Path) -> None:
+    """Write a group; loaded back without pickled code."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    scenes = [scene.record() for scene in group.scenes]
+    torch.save({**vars(group), "frames": list(group.frames), "scenes": scenes}, partial)
+    partial.replace(path)
+
+
+def load_group(path: Path) -> ClipGroup:
+    """Read what `save_group` wrote."""
+    state = torch.load(path, weights_only=True)
+    scenes = tuple(Scene.from_record(record) for record in state.pop("scenes"))
+    return ClipGroup(**{**state, "frames": tuple(state["frames"]), "scenes": scenes})
+
+
+def _switched(clip: Clip, switch_chunk: int, rng: random.Random) -> Clip:
+    """The clip after a switch to another training scene."""
+    scene = random_clip(rng).scene
+    return clip.switched(scene, pixel_frames(CHUNK_FRAMES * switch_chunk))
+
+
+def _encode(
+    vae: AutoencoderKLWan, clip: Clip, num_frames: int, *, after: Clip | None, switch_frame: int
+) -> tuple[Tensor, Tensor]:
+    """Latents [frames, C, h, w] and cells near objects [frames, h, w] from the start of a stream, over a switch."""
+    num_pixels = pixel_frames(num_frames)
+    if after is None:
+        return _encoded(vae, draw([clip], num_pixels)), _near_object(coverage(clip, num_pixels))
+    before = pixel_frames(switch_frame)
+    pixels = torch.cat([draw([clip], before), draw([after], num_pixels - before)], dim=1)
+    shares = torch.cat([coverage(clip, before), coverage(after, num_pixels - before)], dim=1)
+    return _encoded(vae, pixels), _near_object(shares)
+
+
+def _encode_piece(vae: AutoencoderKLWan, clip: Clip, first: int, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Of latent frames `first` and on, of a stream that began at 0."""
+    warmup = min(_WARMUP_FRAMES, first)
+    start = 4 * (first - warmup)  # the pixel frame that ends latent frame first - warmup
+    num_pixels = pixel_frames(num_frames + warmup)
+    latents = _encoded(vae, draw([clip], num_pixels, first_frame=start))
+    return latents[warmup:], _near_object(coverage(clip, num_pixels, first_frame=start))[warmup:]
+
+
+def _encoded(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
+    return standardised(vae, encode_clip_means(vae, pixels))[0]
+
+
+def _near_object(shares: Tensor) -> Tensor:
+    """Coverage [things, 4F-3, H, W] -> bool [F, H/8, W/8]: cells with an object in them or in a neighbour."""
+    covered = shares.amax(0)
+    covered = torch.cat([covered[:1].expand(3, -1, -1), covered])
+    cells = F.max_pool3d(covered[None], (4, 8, 8))
+    return F.max_pool3d(cells, (1, 3, 3), stride=1, padding=(0, 1, 1))[0] > 0
+
+
+def _joined(groups: Sequence[ClipGroup]) -> ClipGroup:
+    return ClipGroup(
+        kind=groups[0].kind,
+        frames=groups[0].frames,
+        switch_chunk=groups[0].switch_chunk,
+        latents=torch.cat([group.latents for group in groups]),
+        near_object=torch.cat([group.near_object for group in groups]),
+        scenes=tuple(scene for group in groups for scene in group.scenes),
+    )
