@@ -91,7 +91,7 @@ def test_there_is_no_jump_at_the_joint(generate, clip):
             generate(RED, "-o", "v.mp4", "--frames", 24, "--continue-from", clip / source, "--overwrite").exit_code == 0
         )
         changes = mean_change(read_video("v.mp4"))
-        others = changes[[8, 20, 44]].mean()  # the other joints of chunks; between latent frames more changes than within
+        others = changes[[8, 20, 44]].mean()  # the other joints of chunks: more changes there than within
         assert changes[32] < 1.5 * others  # from the last given frame to the first new one
 
 
