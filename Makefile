@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= a large yellow triangle circling clockwise slowly at the center on a plain black background
-SWITCH ?= a large red cross bouncing sideways quickly at the center on a striped gray background camera panning left
+SWITCH ?= a large red circle bouncing sideways quickly at the center on a striped gray background camera panning left
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
