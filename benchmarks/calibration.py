@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from forcing_kv import Full
-from forcing_kv.bench import PEAK_MEMORY, environment, filled_stream, pass_flops, random_transformer
+from forcing_kv.bench import PEAK_MEMORY, cache_work, environment, filled_stream, random_transformer
 from forcing_kv.calibration import FrameMassObserver
 from forcing_kv.models import ModelPreset
 from forcing_kv.resolution import parse_resolution
@@ -148,7 +148,7 @@ def arithmetic(stream: VideoStream, transformer: CausalWanTransformer, mode: str
     keys = geometry.chunk_tokens + cache.history_tokens(0)[0]
     measured_pass = 4 * geometry.num_layers * geometry.num_heads * geometry.head_dim * queries * keys
     num_measured: int = len(settings["steps"])
-    return (NUM_STEPS + 1) * pass_flops(transformer.config, cache) + num_measured * measured_pass
+    return (NUM_STEPS + 1) * cache_work(transformer.config, cache).flops + num_measured * measured_pass
 
 
 def peak_bytes(args: argparse.Namespace) -> int:

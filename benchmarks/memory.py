@@ -11,41 +11,21 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan  # before anything is measured
-from torch import Tensor
+from diffusers import AutoencoderKLWan  # noqa: F401  # before anything is measured
 
-from forcing_kv import HeadMap, VideoPipeline
-from forcing_kv.bench import PEAK_MEMORY, built_on, environment, random_transformer
+from forcing_kv import VideoPipeline
+from forcing_kv.bench import PEAK_MEMORY, environment, random_pipeline
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.models import ModelPreset, published_head_map
 from forcing_kv.resolution import parse_resolution
 from forcing_kv.wan import WAN_1_3B
 
 POLICIES = ("forcing-kv", "window", "full")
-
-
-class RandomPrompts:
-    """Text states of the right shape; the text encoder is not part of what is measured."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._states = torch.randn(1, WAN_1_3B.text_len, WAN_1_3B.text_dim).to(device, dtype)
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """The same states for every text."""
-        return self._states.expand(len(texts), -1, -1)
-
-    def bytes_on(self, device: torch.device) -> int:
-        """Nothing can be freed."""
-        return 0
-
-    def release(self) -> None:
-        """Nothing can be freed."""
 
 
 def main() -> None:
@@ -115,20 +95,15 @@ def measure(resolution: str, policy: str, device: str, num_layers: int, num_chun
     }
 
 
-@torch.no_grad()
 def build_pipeline(device: torch.device, num_layers: int) -> VideoPipeline:
     """A model of random weights, built where it runs."""
-    config = replace(WAN_1_3B, num_layers=num_layers)
-    roles = published_head_map("self-forcing-1.3b").roles[:num_layers]
-    transformer = random_transformer(config, device=device, dtype=torch.bfloat16)
-    with built_on(device, torch.bfloat16):
-        vae = AutoencoderKLWan().requires_grad_(False).eval()
-    return VideoPipeline(
-        preset=ModelPreset(name="random"),
-        transformer=transformer,
-        encode_prompt=RandomPrompts(device, torch.bfloat16),
-        vae=vae,
-        head_map=HeadMap(model="self-forcing-1.3b, first layers", roles=roles),
+    return random_pipeline(
+        ModelPreset(name="random"),
+        replace(WAN_1_3B, num_layers=num_layers),
+        head_map=published_head_map("self-forcing-1.3b").first_layers(num_layers),
+        device=device,
+        dtype=torch.bfloat16,
+        with_vae=True,
     )
 
 

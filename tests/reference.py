@@ -7,7 +7,7 @@ Attention itself is the textbook formula. It follows DESIGN, section 3, and shar
 import torch
 import torch.nn.functional as F
 
-from forcing_kv import ForcingKV, Full, Window
+from forcing_kv import DummyForcing, ForcingKV, Full, Window
 
 
 def textbook_attention(q, k, v):
@@ -26,6 +26,9 @@ class NaiveCache:
         self.candidates = []  # the frames they were chosen from
         self.num_frames = self.num_chunks = 0
         self.grouped = False
+        self.queries = {}  # layer -> those of the newest pass
+        self.encoded_again = False  # by a re-cache that dropped the sink: heads without one read its frames as recent
+        self.kinds = None  # of Dummy Forcing: (layer, head) -> first, middle or dummy, once they are told apart
 
     def sizes(self, layer, head):
         """Sink frames, recent frames and whether segments are read, for one head now."""
@@ -34,19 +37,29 @@ class NaiveCache:
             return 0, None, False
         if isinstance(policy, Window):
             return policy.sink_frames, policy.window_frames - policy.sink_frames - chunk, False
+        if isinstance(policy, DummyForcing):
+            frames = {None: (1, 3), "first": (1, 0), "middle": (0, 3 * policy.local_context), "dummy": (0, 1)}
+            return *frames[self.kinds[layer, head] if self.kinds else None], False
         assert isinstance(policy, ForcingKV)
         both = max(policy.static_recent_frames, policy.dynamic_recent_frames)
         if not self.grouped or layer in policy.dense_layers:
             return policy.sink_frames, both, False
-        if policy.head_map.roles[layer][head] == "s":
+        if policy.roles_in_force.roles[layer][head] == "s":
             return policy.sink_frames, policy.static_recent_frames, False
         return policy.sink_frames, policy.dynamic_recent_frames, True
 
+    def whole_frames(self, layer, head):
+        """Sink and recent frames of a head."""
+        sink_frames, recent_frames, _ = self.sizes(layer, head)
+        line = self.sink + self.recent if self.encoded_again and not sink_frames else self.recent
+        recent = line if recent_frames is None else line[max(0, len(line) - recent_frames) :]
+        return self.sink[:sink_frames], recent
+
     def history(self, layer, head, item):
         """Keys and values that one head of one item reads besides the current chunk."""
-        _, recent_frames, reads_segments = self.sizes(layer, head)
-        recent = self.recent if recent_frames is None else self.recent[max(0, len(self.recent) - recent_frames) :]
-        parts = [self.slice_of(self.kv[layer, frame], item, head) for frame in self.sink + recent]
+        sink, recent = self.whole_frames(layer, head)
+        reads_segments = self.sizes(layer, head)[2]
+        parts = [self.slice_of(self.kv[layer, frame], item, head) for frame in sink + recent]
         if reads_segments:
             size = self.geometry.frame_tokens // self.policy.segments_per_frame
             for frame, segment in self.selected[item]:
@@ -55,6 +68,7 @@ class NaiveCache:
         return parts
 
     def attend(self, layer, q, k, v):
+        self.queries[layer] = q
         out = torch.empty_like(q)
         for item in range(q.shape[0]):
             for head, place in self.place.items():
@@ -66,12 +80,13 @@ class NaiveCache:
     def commit(self, chunk_kv):
         """chunk_kv: per layer (k, v), each [batch, chunk_tokens, heads, head_dim]."""
         chunk = range(self.num_frames, self.num_frames + self.geometry.chunk_frames)
+        to_sink = min(len(chunk), self.sink_frames() - len(self.sink))
+        if isinstance(self.policy, DummyForcing) and not self.grouped and self.num_chunks >= self.policy.ar_start:
+            self.look(chunk_kv)
         for layer, (k, v) in enumerate(chunk_kv):
             pairs = zip(k.split(self.geometry.frame_tokens, 1), v.split(self.geometry.frame_tokens, 1), strict=True)
             for frame, pair in zip(chunk, pairs, strict=True):
                 self.kv[layer, frame] = pair
-        sink_frames = self.sizes(0, 0)[0]
-        to_sink = min(len(chunk), sink_frames - len(self.sink))
         if self.grouped:
             self.select(list(chunk)[to_sink:])
         self.sink += list(chunk)[:to_sink]
@@ -80,6 +95,36 @@ class NaiveCache:
         self.num_chunks += 1
         if isinstance(self.policy, ForcingKV) and self.num_chunks >= self.policy.warmup_chunks:
             self.grouped = True
+        if self.kinds is not None and not self.grouped:
+            self.grouped = True
+            self.sink, self.recent = self.sink[: self.sink_frames()], self.recent[-3:]
+
+    def sink_frames(self):
+        heads = [(layer, head) for layer in range(self.geometry.num_layers) for head in range(self.geometry.num_heads)]
+        return max(self.sizes(layer, head)[0] for layer, head in heads)
+
+    def look(self, chunk_kv):
+        """Dummy Forcing: which head is of which kind, from the queries of the commit pass."""
+        policy, first, middle = self.policy, {}, {}
+        tokens = list(policy.looking_tokens(self.geometry))
+        for layer, (k, _) in enumerate(chunk_kv):
+            for head, place in self.place.items():
+                masses = []
+                for item in range(self.batch_size):
+                    keys = [part for part, _ in self.history(layer, head, item)] + [k[item, :, place]]
+                    logits = self.queries[layer][item, tokens, place] @ torch.cat(keys).T / k.shape[-1] ** 0.5
+                    weights = torch.softmax(logits, dim=-1).mean(0)
+                    size, history = self.geometry.frame_tokens, len(weights) - k.shape[1]
+                    masses.append((weights[:size].sum(), weights[size:history].sum()))
+                first[layer, head] = sum(float(mass) for mass, _ in masses)
+                middle[layer, head] = sum(float(mass) for _, mass in masses)
+        first, middle = (
+            {head: mass / (sum(part.values()) or 1) for head, mass in part.items()} for part in (first, middle)
+        )
+        num_dummy = len(first) // 2 if policy.num_dummy is None else policy.num_dummy
+        rising = sorted(first, key=lambda head: (max(first[head], middle[head]), head))
+        self.kinds = {head: "middle" if middle[head] > first[head] else "first" for head in first}
+        self.kinds |= dict.fromkeys(rising[:num_dummy], "dummy")
 
     def select(self, new_frames):
         policy = self.policy
@@ -87,7 +132,7 @@ class NaiveCache:
             return
         layers = [
             layer
-            for layer, roles in enumerate(policy.head_map.roles)
+            for layer, roles in enumerate(policy.roles_in_force.roles)
             if layer not in policy.dense_layers and "d" in roles
         ]
         if not layers:
@@ -99,7 +144,7 @@ class NaiveCache:
         budget = policy.selected_segments
         if budget is None:
             budget = round(self.geometry.chunk_frames * per_frame / 3)
-        heads = [self.place[head] for head, role in enumerate(policy.head_map.roles[layers[0]]) if role == "d"]
+        heads = [self.place[head] for head, role in enumerate(policy.roles_in_force.roles[layers[0]]) if role == "d"]
         for item in range(self.batch_size):
             scored = []
             for index, frame in enumerate(leaving):
@@ -107,7 +152,7 @@ class NaiveCache:
                 then = self.kv[layers[0], line[index + 1]][0][item][:, heads].flatten(1)
                 similarity = F.cosine_similarity(now, then, dim=1)
                 for segment, score in enumerate(similarity.view(per_frame, -1).mean(1).tolist()):
-                    scored.append((score, index, frame, segment))
+                    scored.append((score if policy.segments == "changed" else -score, index, frame, segment))
             kept = sorted(scored)[:budget]
             self.selected[item] = [(frame, segment) for _, _, frame, segment in sorted(kept, key=lambda s: s[1:])]
 
@@ -117,10 +162,11 @@ class NaiveCache:
             pairs = zip(k.split(self.geometry.frame_tokens, 1), v.split(self.geometry.frame_tokens, 1), strict=True)
             for frame, pair in zip(frames, pairs, strict=True):
                 self.kv[layer, frame] = pair
-        self.grouped = True
+        self.grouped = self.kinds is not None or not isinstance(self.policy, DummyForcing)
         self.selected = [[] for _ in range(self.batch_size)]
         if not keep_sink:
-            self.sink = list(frames)[: self.sizes(0, 0)[0]]
+            self.encoded_again = self.grouped
+            self.sink = list(frames)[: self.sink_frames()]
             self.recent = list(frames)[len(self.sink) :]
         else:
             self.recent = list(frames)

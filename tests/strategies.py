@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, Window
+from forcing_kv import DummyForcing, ForcingKV, FrameGeometry, Full, HeadMap, Window
 
 
 @st.composite
@@ -20,9 +20,16 @@ def setups(draw, head_dim=4):
         frame_cols=draw(st.integers(1, 3)),
         chunk_frames=chunk_frames,
     )
-    kind = draw(st.sampled_from(["full", "window", "forcing-kv", "forcing-kv", "static-only"]))
+    kind = draw(st.sampled_from(["full", "window", "forcing-kv", "forcing-kv", "static-only", "dummy"]))
     if kind == "full":
         return geometry, Full()
+    if kind == "dummy":
+        return geometry, DummyForcing(
+            num_dummy=draw(st.none() | st.integers(0, num_layers * num_heads)),
+            ar_start=draw(st.integers(1, 3)),
+            local_context=draw(st.integers(1, 2)),
+            seed=draw(st.integers(0, 9)),
+        )
     sink = draw(st.integers(0, 4))
     if kind == "window":
         return geometry, Window(sink_frames=sink, window_frames=sink + chunk_frames + draw(st.integers(0, 7)))
@@ -40,6 +47,8 @@ def setups(draw, head_dim=4):
         segments_per_frame=segments,
         selected_segments=draw(st.none() | st.integers(0, segments * chunk_frames)),
         similarity_pruning=pruning,
+        segments=draw(st.sampled_from(["changed", "unchanged"])),
+        roles=draw(st.sampled_from(["measured", "measured", "static", "dynamic", "shuffled"])),
         warmup_chunks=max(1, -(-needed // chunk_frames)) + draw(st.integers(0, 1)),
         dense_layers=draw(st.sampled_from([frozenset({0}), frozenset()])),
     )

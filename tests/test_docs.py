@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from forcing_kv.cli import COMMANDS, cli
@@ -24,8 +25,15 @@ def commands(page):
 def test_commands(page):
     for _, name, *arguments in commands(page):
         assert name in COMMANDS, name
-        command = cli.get_command(None, name)
-        command.make_context(name, arguments)  # parses, and refuses unknown flags
+        parse(cli.get_command(None, name), name, arguments)
+
+
+def parse(command, name, arguments):
+    """Refuses unknown flags, those of a command within a command too."""
+    with command.make_context(name, arguments) as context:
+        if isinstance(command, click.Group):
+            name, command, arguments = command.resolve_command(context, context._protected_args + context.args)
+            parse(command, name, arguments)
 
 
 def test_there_are_commands():

@@ -13,6 +13,7 @@ from forcing_kv.generation import (
     VideoRequest,
     check_made_alike,
     check_requests,
+    frames_of,
     generate_video,
     is_finished,
     plan_requests,
@@ -41,6 +42,13 @@ def kill_after(num_chunks: int, error: type[BaseException] = Killed):
             raise error
 
     return on_progress
+
+
+def test_frames_of_seconds():
+    assert [frames_of(seconds, 16) for seconds in (20, 0.01, 0.0625, 0.1 + 0.2)] == [320, 1, 1, 5]
+    for seconds in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match="seconds cannot be made: ask for more than 0"):
+            frames_of(seconds, 16)
 
 
 def test_file_report_and_latents(pipeline, tmp_path):

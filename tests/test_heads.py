@@ -21,6 +21,15 @@ def test_scores_become_roles_and_survive_the_file(tmp_path):
     assert (document["num_layers"], document["num_heads"], document["roles"]) == (2, 3, ["sds", "dds"])
 
 
+def test_the_map_of_the_first_layers():
+    scores = [[0.8, 0.1], [0.2, 0.3], [0.9, 0.9]]
+    head_map = HeadMap.from_scores(scores, model="m", threshold=0.7, provenance={"prompts": 3})
+    first = head_map.first_layers(2)
+    assert (first.model, first.roles, first.scores) == ("m, first 2 layers", ("sd", "dd"), ((0.8, 0.1), (0.2, 0.3)))
+    assert (first.threshold, first.provenance) == (0.7, {"prompts": 3})
+    assert HeadMap(model="m", roles=("sd", "dd")).first_layers(1).scores is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

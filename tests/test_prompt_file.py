@@ -3,7 +3,7 @@
 import pytest
 
 from forcing_kv.errors import PromptError
-from forcing_kv.prompt_file import read_prompt_file
+from forcing_kv.prompt_file import read_prompt_file, read_single_prompts
 from forcing_kv.prompt_schedule import ScheduledPrompt
 
 
@@ -61,3 +61,14 @@ def test_bad_files(tmp_path):
         read_prompt_file(write(tmp_path, "\n \n"))
     with pytest.raises(PromptError, match="not UTF-8 text"):
         read_prompt_file(write(tmp_path, b"a circle\n\xff\xfe"))
+
+
+def test_single_prompts_do_not_change(tmp_path):
+    path = write(tmp_path, 'a circle\n{"prompts": [{"text": "a circle"}, {"at_seconds": 1, "text": "a square"}]}\n')
+    with pytest.raises(PromptError, match=r"prompts\.txt, line 2: a comparison takes one prompt per line"):
+        read_single_prompts(path, what="a comparison")
+    path = write(tmp_path, "a circle\n" + "very " * 1000 + "long\n")
+    with pytest.raises(PromptError, match=r"line 2: a prompt of 5,004 characters is too long: write at most 4,000"):
+        read_single_prompts(path, what="a comparison")
+    path = write(tmp_path, 'a circle\n{"prompts": [{"text": "a square"}]}\n')
+    assert read_single_prompts(path, what="a comparison") == ["a circle", "a square"]

@@ -12,6 +12,7 @@ def test_public_names():
         "CheckpointError",
         "Chunk",
         "ConfigurationError",
+        "DummyForcing",
         "ForcingKV",
         "ForcingKVError",
         "FrameGeometry",

@@ -19,7 +19,14 @@ from forcing_kv.prompt_schedule import prompt_schedule
 
 RED = "a red circle moves right"
 BLUE = "a blue square moves left"
-POLICIES = ["forcing-kv", "full", "window:window_frames=9", "forcing-kv:sink_frames=0,similarity_pruning=false"]
+POLICIES = [
+    "forcing-kv",
+    "full",
+    "window:window_frames=9",
+    "forcing-kv:sink_frames=0,similarity_pruning=false",
+    "forcing-kv:roles=shuffled,segments=random",
+    "dummy-forcing",
+]
 
 
 @pytest.fixture(scope="module")

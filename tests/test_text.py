@@ -128,6 +128,20 @@ def test_a_prompt_seen_by_an_earlier_run_needs_no_encoder(load, tmp_path):
         LazyTextEncoder(never, device=CPU, cache=PromptCache("b", folder=tmp_path))(["a red circle"])
 
 
+def test_what_is_forgotten_is_encoded_anew(load, tmp_path):
+    """Neither what this run knows nor what an earlier one left is used, and nothing is taken from other runs."""
+    lazy = LazyTextEncoder(load, device=CPU, cache=PromptCache("a", folder=tmp_path))
+    states = lazy(["a red circle"])
+    lazy.forget()
+    assert torch.equal(lazy(["a red circle"]), states)
+    assert load.texts == ["a red circle"] * 2
+    assert load.num_loads == 1
+    lazy(["a red circle"])
+    assert load.texts == ["a red circle"] * 2
+    LazyTextEncoder(load, device=CPU, cache=PromptCache("a", folder=tmp_path))(["a red circle"])
+    assert load.num_loads == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_used", [0, 1, 5, 8])
 def test_the_cache_is_exact_and_stores_no_padding(dtype, num_used, tmp_path):

@@ -15,6 +15,11 @@ out=$(cd "$out" && pwd)
 python=${PYTHON:-python3}
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
+bench() {
+  "$python" -c 'from forcing_kv.cli import main; main()' bench --model self-forcing-1.3b --random-weights --device cuda \
+    --resolution "$1" --repeats "$2" --json "$out/policies_gpu_$1.json" --overwrite
+}
+
 stage() {
   case $1 in
     parity)
@@ -26,9 +31,9 @@ stage() {
     calibration)
       "$python" benchmarks/calibration.py --device cuda --repeats 10 --json "$out/calibration_gpu.json"
       ;;
-    480p | 720p | 1080p)
-      "$python" benchmarks/policies.py --device cuda --resolution "$1" --repeats 10 --json "$out/policies_gpu_$1.json"
-      ;;
+    480p) bench "$1" 10 ;;
+    720p) bench "$1" 5 ;;
+    1080p) bench "$1" 2 ;;
     *)
       echo "unknown stage $1; choose of: parity memory calibration 480p 720p 1080p" >&2
       exit 2

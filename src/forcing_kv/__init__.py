@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from forcing_kv.memory import MemoryNeed as MemoryNeed
     from forcing_kv.pipeline import VideoPipeline as VideoPipeline
     from forcing_kv.policies import CachePolicy as CachePolicy
+    from forcing_kv.policies import DummyForcing as DummyForcing
     from forcing_kv.policies import ForcingKV as ForcingKV
     from forcing_kv.policies import Full as Full
     from forcing_kv.policies import Window as Window
@@ -40,6 +41,7 @@ _HOME = {
     "CheckpointError": "errors",
     "Chunk": "rollout",
     "ConfigurationError": "errors",
+    "DummyForcing": "policies",
     "ForcingKV": "policies",
     "ForcingKVError": "errors",
     "FrameGeometry": "geometry",

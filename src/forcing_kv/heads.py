@@ -5,6 +5,7 @@ caches; a policy reads the roles from it.
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,16 @@ class HeadMap:
         """Per layer an order of heads in which those of one role lie side by side: static ones, then dynamic ones."""
         return tuple(self.heads(layer, STATIC) + self.heads(layer, DYNAMIC) for layer in range(self.num_layers))
 
+    def first_layers(self, num_layers: int) -> "HeadMap":
+        """The map of a model that ends after its first layers."""
+        return HeadMap(
+            model=f"{self.model}, first {num_layers} layers",
+            roles=self.roles[:num_layers],
+            scores=None if self.scores is None else self.scores[:num_layers],
+            threshold=self.threshold,
+            provenance=self.provenance,
+        )
+
     def check_fits(self, *, num_layers: int, num_heads: int) -> None:
         """Raises `HeadMapError`, naming both shapes, unless the map has this many layers and heads."""
         if (self.num_layers, self.num_heads) != (num_layers, num_heads):
@@ -86,6 +97,15 @@ class HeadMap:
     def uniform(cls, role: str, *, num_layers: int, num_heads: int) -> "HeadMap":
         """A map that gives every head the same role."""
         return cls(model=f"all-{role}", roles=(role * num_heads,) * num_layers)
+
+    def shuffled(self, layers: Sequence[int], *, seed: int) -> "HeadMap":
+        """The roles of `layers` dealt out at random among all their heads; as many of each, and no scores."""
+        letters = "".join(self.roles[layer] for layer in layers)
+        dealt = "".join(random.Random(seed).sample(letters, len(letters)))
+        roles = list(self.roles)
+        for index, layer in enumerate(layers):
+            roles[layer] = dealt[index * self.num_heads : (index + 1) * self.num_heads]
+        return HeadMap(model=f"{self.model}, shuffled", roles=tuple(roles))
 
     @classmethod
     def from_scores(

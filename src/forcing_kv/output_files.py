@@ -63,6 +63,29 @@ def check_new_folder(folder: str | Path) -> Path:
     return check_output_folder(above)
 
 
+def check_work_folder(folder: Path, *, what: str, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder of a long run that cannot be written as asked; touches nothing.
+
+    Args:
+        folder: Of the run's output; it may be missing, and folders above it too.
+        what: What is in it, for the error: `comparison`.
+        resume: Whether a run that was begun there is gone on with.
+        overwrite: Whether it is replaced.
+
+    Raises:
+        OutputError: It holds something, and is neither to be gone on with nor to be replaced; or it cannot be written.
+    """
+    if not folder.exists():
+        check_new_folder(folder)
+        return
+    check_output_folder(folder)
+    if any(folder.iterdir()) and not (resume or overwrite):
+        raise OutputError(
+            f"{folder} exists: go on with an unfinished {what} with --resume, replace it with --overwrite, or choose "
+            "another name"
+        )
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Write a file under a temporary name beside `path`; it takes its own name only when the block ends well.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forcing_kv import memory
-from forcing_kv.cache import POSITIONS, StreamCache, check_relative_positions
+from forcing_kv.cache import POSITIONS, StreamCache, check_kv_dtype, check_relative_positions
 from forcing_kv.continuation import given_latents, latents_resolution
 from forcing_kv.devices import resolve_device, resolve_dtype
 from forcing_kv.errors import ConfigurationError, UnknownNameError
@@ -25,6 +25,7 @@ from forcing_kv.policies import CachePolicy, parse_policy
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
 from forcing_kv.rollout import VideoStream
 from forcing_kv.sampling import SeededNoise
+from forcing_kv.step_cache import check_threshold
 from forcing_kv.text import PromptEncoder, encode_within
 from forcing_kv.video import StreamingVaeDecoder, VaeSize
 from forcing_kv.wan import CausalWanTransformer
@@ -172,6 +173,8 @@ class VideoPipeline:
         positions: str = "absolute",
         keep_sink: bool = False,
         recache_frames: int | None = None,
+        kv_dtype: str | None = None,
+        step_cache: float | None = None,
         decode: bool = True,
         continue_from: Tensor | None = None,
         check_memory: bool = True,
@@ -189,6 +192,9 @@ class VideoPipeline:
                 holds, so that no temporal distance exceeds the frames the model was trained at.
             keep_sink: Whether the sink frames outlive a change of prompt.
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
+            kv_dtype: How the cache stores keys and values: `int8` or `fp8`, or None for as they are.
+            step_cache: TeaCache's threshold under which a denoising step leaves its blocks out (published: 0.2); None
+                never does.
             decode: Whether chunks carry pixel frames, or latents only.
             continue_from: Latents that the video begins with, standardised, [frames, channels, height, width] as
                 `--save-latents` keeps them, or with a batch axis in front as the chunks of a stream have. Their whole
@@ -222,6 +228,8 @@ class VideoPipeline:
             given_frames=given_frames,
             num_videos=batch_size,
             recache_frames=recache_frames,
+            kv_dtype=kv_dtype,
+            step_cache=step_cache,
             decode=decode,
         )
         geometry = planned.geometry
@@ -233,6 +241,8 @@ class VideoPipeline:
             positions=positions,
             keep_sink=keep_sink,
             recache_frames=recache_frames,
+            kv_dtype=kv_dtype,
+            step_cache=step_cache,
         )
         # The text encoder counts as memory to be had: it is given up where the run needs it.
         loaded_bytes = planned.need().model_bytes + self.encode_prompt.bytes_on(self.device)
@@ -250,6 +260,7 @@ class VideoPipeline:
             planned.policy,
             batch_size=batch_size,
             dtype=self.dtype,
+            kv_dtype=kv_dtype,
             device=self.device,
             head_order=self.transformer.head_order,
             rotation=self.transformer.temporal_shift() if positions == "relative" else None,
@@ -273,6 +284,7 @@ class VideoPipeline:
             num_chunks=planned.num_chunks,
             recache_frames=recache_frames,
             keep_sink=keep_sink,
+            step_cache=step_cache,
             fps=self.preset.fps,
             given=given,
             identity={"model": self.preset.name, "weights": self.weights, "seed": seed},
@@ -309,6 +321,8 @@ class VideoPipeline:
         given_frames: int = 0,
         num_videos: int | None = None,
         recache_frames: int | None = None,
+        kv_dtype: str | None = None,
+        step_cache: float | None = None,
         decode: bool = True,
     ) -> PlannedStream:
         """What decides the memory of the stream that `stream` would start with these arguments."""
@@ -320,6 +334,8 @@ class VideoPipeline:
             given_frames=given_frames,
             num_videos=num_videos,
             recache_frames=recache_frames,
+            kv_dtype=kv_dtype,
+            step_cache=step_cache,
             head_map=self.head_map,
             policy=policy,
             resolution=resolution,
@@ -360,6 +376,8 @@ def check_stream(
     positions: str = "absolute",
     keep_sink: bool = False,
     recache_frames: int | None = None,
+    kv_dtype: str | None = None,
+    step_cache: float | None = None,
 ) -> None:
     """Refuses settings that cannot work together; needs no loaded model.
 
@@ -371,6 +389,8 @@ def check_stream(
         positions: As in `VideoPipeline.stream`, and so are the others.
         keep_sink: See there.
         recache_frames: See there.
+        kv_dtype: See there.
+        step_cache: See there.
 
     Raises:
         ForcingKVError: What cannot work, with the figures and the fix.
@@ -378,6 +398,9 @@ def check_stream(
     if positions not in POSITIONS:
         raise UnknownNameError("positions", positions, POSITIONS)
     policy.check(geometry)
+    check_kv_dtype(kv_dtype, positions=positions)
+    if step_cache is not None:
+        check_threshold(step_cache)
     if positions == "relative":
         check_relative_positions(
             policy,

@@ -12,6 +12,9 @@ from typing import Any
 from forcing_kv.errors import PromptError
 from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt, prompt_schedule
 
+MAX_CHARACTERS = 4000
+"""Of one prompt. Text encoders here read 512 tokens at most, some 2,500 characters of English: more is a mistake."""
+
 
 def read_prompt_file(path: str | Path) -> list[PromptSchedule]:
     """Read and check a prompt file.
@@ -43,13 +46,39 @@ def read_prompt_file(path: str | Path) -> list[PromptSchedule]:
     return schedules
 
 
+def read_single_prompts(path: str | Path, *, what: str) -> list[str]:
+    """The texts of a prompt file in which no prompt changes over time.
+
+    Args:
+        path: As in `read_prompt_file`.
+        what: What takes such a file, for the error: `a comparison`.
+
+    Raises:
+        PromptError: As `read_prompt_file`, or a line's prompt changes.
+    """
+    prompts: list[str] = []
+    for number, schedule in enumerate(read_prompt_file(path), start=1):
+        if len(schedule) > 1:
+            raise PromptError(f"{path}, line {number}: {what} takes one prompt per line, not a schedule")
+        prompts += schedule[0].texts(1)
+    return prompts
+
+
 def parse_prompt_line(line: str) -> PromptSchedule:
     """Read one line of a prompt file.
 
     Raises:
-        PromptError: The line is empty, no valid JSON, or no valid schedule.
+        PromptError: The line is empty, no valid JSON, no valid schedule, or has a prompt that is far too long.
     """
-    line = line.strip()
+    schedule = _schedule(line.strip())
+    for prompt in schedule:
+        length = len(prompt.texts(1)[0])
+        if length > MAX_CHARACTERS:
+            raise PromptError(f"a prompt of {length:,} characters is too long: write at most {MAX_CHARACTERS:,}")
+    return schedule
+
+
+def _schedule(line: str) -> PromptSchedule:
     if not line:
         raise PromptError("the line is empty: remove it or write a prompt")
     if not line.startswith("{"):

@@ -7,6 +7,7 @@ video (cache, noise, position, prompt, decoder); the models it uses are shared a
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,11 @@ from forcing_kv.policies.base import head_map_of
 from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt
 from forcing_kv.sampling import FewStepSampler, NoiseSource
 from forcing_kv.snapshot import StreamSnapshot
-from forcing_kv.wan import CausalWanTransformer, SelfAttentionMemory, TextMemory
+from forcing_kv.step_cache import StepCache
+from forcing_kv.wan import CausalWanTransformer, SelfAttentionMemory, TextMemory, TokenPositions
+
+Model = Callable[..., Tensor]
+"""(latents, timestep, text=, positions=, memory=) -> velocity, as `CausalWanTransformer.at_level`."""
 
 DEFAULT_FPS = 16
 DEFAULT_RECACHE_FRAMES = 12
@@ -93,6 +98,7 @@ class VideoStream(Iterator[Chunk]):
         num_chunks: Where the stream ends; None for never.
         recache_frames: Newest frames that are encoded again when the prompt changes.
         keep_sink: Whether the sink outlives a change of prompt.
+        step_cache: Threshold under which a denoising step leaves its blocks out (`step_cache`); None never does.
         fps: Pixel frames per second of video.
         given: Latents of the video's beginning, [batch, frames, channels, height, width], float32, whole chunks: they
             are committed in place of chunks that would be made. The noise of those is drawn all the same, so that what
@@ -113,6 +119,7 @@ class VideoStream(Iterator[Chunk]):
         num_chunks: int | None = None,
         recache_frames: int = DEFAULT_RECACHE_FRAMES,
         keep_sink: bool = False,
+        step_cache: float | None = None,
         fps: float = DEFAULT_FPS,
         given: Tensor | None = None,
         identity: dict[str, Any] | None = None,
@@ -126,6 +133,13 @@ class VideoStream(Iterator[Chunk]):
         self.fps = fps
         self._transformer = transformer
         self._sampler = sampler
+        self._step_cache = step_cache
+        self._denoise: Model = transformer.at_level
+        self.steps_skipped = 0
+        """Denoising steps of each chunk that leave the blocks out."""
+        if step_cache is not None:
+            self._denoise = cached = StepCache(transformer, sampler.timesteps, threshold=step_cache)
+            self.steps_skipped = sum(cached.skipped)
         self._noise = noise
         self._encode_prompt = encode_prompt
         self._decoder = decoder
@@ -271,39 +285,37 @@ class VideoStream(Iterator[Chunk]):
         if memory.frames:
             assert self._newest_latents is not None
             latents = self._newest_latents[:, -len(memory.frames) :]
-            self._model_over(memory.positions, memory)(latents, self._sampler.context_noise)
+            places = self._places(memory.positions)
+            self._over(self._transformer.at_level, places, memory)(latents, self._sampler.context_noise)
 
     def _make_chunk(self) -> Tensor:
         first_frame, first_position = self.cache.num_frames, self.cache.first_position
         chunk_frames = self.cache.geometry.chunk_frames
-        predict_velocity = self._model_over(range(first_position, first_position + chunk_frames), self.cache)
+        places = self._places(range(first_position, first_position + chunk_frames))  # once for all passes
         if self._given is not None and first_frame < self.given_frames:
             latents = self._given[:, first_frame : first_frame + chunk_frames].to(self._transformer.device)
             for _ in range(self._sampler.num_draws):
                 self._noise.draw()
         else:
-            latents = self._sampler.sample(self._noise.draw(), predict_velocity, self._noise.draw)
-        predict_velocity(latents, self._sampler.context_noise)  # the commit pass: only what it writes is wanted
+            denoise = self._over(self._denoise, places, self.cache)
+            latents = self._sampler.sample(self._noise.draw(), denoise, self._noise.draw)
+        # The commit pass: only what it writes is wanted.
+        self._over(self._transformer.at_level, places, self.cache)(latents, self._sampler.context_noise)
         self.cache.commit()
         newest = latents if self._newest_latents is None else torch.cat((self._newest_latents, latents), dim=1)
         self._newest_latents = newest[:, -self._recache_frames :]
         return latents
 
-    def _model_over(self, positions: range, memory: SelfAttentionMemory) -> Callable[[Tensor, float], Tensor]:
-        """The transformer on frames that stand at `positions`, as (latents, timestep) -> velocity.
+    def _places(self, positions: range) -> TokenPositions:
+        geometry = self.cache.geometry
+        return self._transformer.token_positions(positions, geometry.frame_rows, geometry.frame_cols)
 
-        What depends on their places only is computed once.
-        """
+    def _over(
+        self, model: Model, places: TokenPositions, memory: SelfAttentionMemory
+    ) -> Callable[[Tensor, float], Tensor]:
+        """A model under the prompt that holds now, as (latents, timestep) -> velocity."""
         assert self._text is not None
-        text, geometry = self._text, self.cache.geometry
-        places = self._transformer.token_positions(positions, geometry.frame_rows, geometry.frame_cols)
-
-        def predict_velocity(latents: Tensor, timestep: float) -> Tensor:
-            timesteps = torch.full(latents.shape[:2], timestep, dtype=torch.float32, device=latents.device)
-            velocity: Tensor = self._transformer(latents, timesteps, text=text, positions=places, memory=memory)
-            return velocity
-
-        return predict_velocity
+        return partial(model, text=self._text, positions=places, memory=memory)
 
     def _check_texts(self, prompts: Sequence[ScheduledPrompt]) -> None:
         for prompt in prompts:
@@ -320,6 +332,7 @@ class VideoStream(Iterator[Chunk]):
             "geometry": asdict(geometry),
             "policy": self.cache.policy.spec(),
             "positions": self.cache.positions,
+            "kv_dtype": self.cache.kv_dtype,
             "head_map": None if head_map is None else list(head_map.roles),
             "batch_size": self.cache.batch_size,
             "dtype": str(self.cache.dtype),
@@ -327,6 +340,7 @@ class VideoStream(Iterator[Chunk]):
             "context_noise": self._sampler.context_noise,
             "recache_frames": self._recache_frames,
             "keep_sink": self._keep_sink,
+            "step_cache": self._step_cache,
             "fps": self.fps,
             "given_frames": self.given_frames,
             "decodes": self._decoder is not None,

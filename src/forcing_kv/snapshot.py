@@ -16,7 +16,7 @@ from torch import Tensor
 from forcing_kv.errors import SnapshotError
 
 FORMAT = "forcing-kv-snapshot"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,10 @@ class PromptEncoder(Protocol):
         """Frees what the next call can load again."""
         ...
 
+    def forget(self) -> None:
+        """Lets every text be encoded anew, also one that was encoded before."""
+        ...
+
 
 class TextEncoder:
     """A UMT5 encoder with its tokenizer.
@@ -75,6 +79,9 @@ class TextEncoder:
 
     def release(self) -> None:
         """See `PromptEncoder.release`: the model was handed in and stays."""
+
+    def forget(self) -> None:
+        """See `PromptEncoder.forget`: nothing is remembered."""
 
     def _check_known(self, texts: Sequence[str], tokens: Any) -> None:
         unknown = self.tokenizer.unk_token_id
@@ -126,6 +133,11 @@ class LazyTextEncoder:
         self._encoder = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what torch keeps of the freed memory is wanted by others
+
+    def forget(self) -> None:
+        """See `PromptEncoder.forget`; the states of earlier runs are left on the disk, and no longer used here."""
+        self._recent.clear()
+        self._cache = None
 
     def _states(self, text: str) -> Tensor:
         """[text_len, text_dim], on the CPU."""

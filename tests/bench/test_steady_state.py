@@ -1,38 +1,79 @@
-"""The benchmark's arithmetic against numbers worked out by hand, and that it times the states it says."""
+"""When a stream is steady, worked out from the plan, against caches that are really filled."""
 
 import pytest
 import torch
 
-from forcing_kv import ForcingKV, FrameGeometry, Full, HeadMap, StreamCache, Window
-from forcing_kv.bench import measure_steady_state, pass_flops
-from forcing_kv.wan import WAN_1_3B, CausalWanTransformer, TransformerConfig
+from forcing_kv import CachePolicy, ForcingKV, FrameGeometry, Full, HeadMap, StreamCache, Window
+from forcing_kv.bench.arithmetic import history_tokens
+from forcing_kv.bench.steady_state import SteadyState, frames_read
+
+MAP = HeadMap(model="test", roles=("sdd", "dds"))
+STATIC = HeadMap.uniform("s", num_layers=2, num_heads=3)
+LATE = ForcingKV(head_map=MAP, sink_frames=2, dynamic_recent_frames=2, warmup_chunks=4)
+STATIC_ONLY = ForcingKV(head_map=MAP, sink_frames=0, dynamic_recent_frames=3, similarity_pruning=False)
+
+BOUNDED = [
+    (Window(), 3, 3),
+    (Window(), 1, 11),
+    (Window(window_frames=6, sink_frames=0), 2, 2),
+    (Window(window_frames=13, sink_frames=3), 3, 4),
+    (Window(window_frames=40, sink_frames=1), 3, 13),
+    (ForcingKV(head_map=MAP), 3, 3),
+    (ForcingKV(head_map=MAP), 1, 3),
+    (ForcingKV(head_map=MAP, dense_layers=frozenset({0, 1})), 3, 2),
+    (ForcingKV(head_map=STATIC), 3, 2),
+    (LATE, 3, 5),
+    (STATIC_ONLY, 3, 2),
+]
 
 
-def test_arithmetic_of_the_published_shapes():
-    """GPU.md of the design: 11.7 TFLOP linear, 0.44 cross, 1.35 self-attention per frame read, at 480p."""
-    geometry = FrameGeometry(num_layers=30, num_heads=12, head_dim=128, frame_rows=30, frame_cols=52)
-    with torch.device("meta"):
-        cache = StreamCache(geometry, Full(), device="meta")
-    assert pass_flops(WAN_1_3B, cache) / 1e12 == pytest.approx(11.7 + 0.44 + 3 * 1.35, rel=5e-3)
+def geometry_of(chunk_frames):
+    return FrameGeometry(num_layers=2, num_heads=3, head_dim=4, frame_rows=2, frame_cols=3, chunk_frames=chunk_frames)
 
 
-def test_each_policy_is_timed_in_its_own_state():
-    config = TransformerConfig(dim=24, ffn_dim=32, num_layers=2, num_heads=2, text_dim=8, text_len=4, freq_dim=8)
+def tokens_read(policy, geometry, num_chunks):
+    """Of every chunk of a stream of random keys."""
+    cache = StreamCache(geometry, policy)
     torch.manual_seed(0)
-    transformer = CausalWanTransformer(config).eval()
-    geometry = FrameGeometry(num_layers=2, num_heads=2, head_dim=12, frame_rows=2, frame_cols=3)
-    policies = {
-        "full": Full(),
-        "window": Window(),
-        "forcing-kv": ForcingKV(head_map=HeadMap(model="test", roles=("sd", "sd"))),
-    }
-    rows = measure_steady_state(transformer, geometry, policies, repeats=3)
-    assert [row.policy for row in rows] == ["full", "window", "forcing-kv"]
-    assert [row.frames_read for row in rows] == [21, 12, (5 + 5 + 5 + 6) / 4]
-    frame_bytes = geometry.kv_bytes(1, bytes_per_value=4)
-    assert [row.cache_bytes / frame_bytes for row in rows] == [24 + 3, 12, (5 + 5 + 5 + 6) / 4]
-    for row in rows:
-        assert len(row.chunk_ms) == 3
-        assert min(row.chunk_ms) <= row.steady_chunk_ms <= max(row.chunk_ms)
-        linear_and_cross = 2 * 2 * 18 * (6 * 24**2 + 2 * 24 * 32) + 2 * 4 * 18 * 4 * 24
-        assert row.pass_tflop * 1e12 == pytest.approx(linear_and_cross + 2 * 4 * 18 * row.frames_read * 6 * 24)
+    read = []
+    for _ in range(num_chunks):
+        read.append(history_tokens(cache))
+        for layer in range(geometry.num_layers):
+            cache.attend(layer, *torch.randn(3, 1, geometry.chunk_tokens, geometry.num_heads, geometry.head_dim))
+        cache.commit()
+    return read
+
+
+@pytest.mark.parametrize(
+    ("policy", "chunk_frames", "first_chunk"),
+    BOUNDED,
+    ids=lambda value: value.spec() if isinstance(value, CachePolicy) else None,
+)
+def test_a_bounded_cache_reads_the_same_from_then_on(policy, chunk_frames, first_chunk):
+    geometry = geometry_of(chunk_frames)
+    steady = SteadyState.of(policy, geometry)
+    assert (steady.first_chunk, steady.last_chunk) == (first_chunk, None)
+    read = tokens_read(policy, geometry, first_chunk + 4)
+    assert set(read[first_chunk:]) == {steady.history_tokens}
+    grouping_begins = policy.is_grouped(first_chunk) and not policy.is_grouped(first_chunk - 1)
+    assert read[first_chunk - 1] < steady.history_tokens or grouping_begins
+    assert first_chunk - 1 not in steady
+    assert first_chunk in steady
+    assert 1000 in steady
+
+
+@pytest.mark.parametrize(("chunk_frames", "chunk", "frames"), [(3, 6, 21), (1, 20, 21), (2, 10, 22)])
+def test_a_full_cache_is_taken_at_21_frames(chunk_frames, chunk, frames):
+    geometry = geometry_of(chunk_frames)
+    steady = SteadyState.of(Full(), geometry)
+    assert (steady.first_chunk, steady.last_chunk) == (chunk, chunk)
+    assert [index for index in range(40) if index in steady] == [chunk]
+    assert frames_read(steady.history_tokens, geometry) == frames
+    assert tokens_read(Full(), geometry, chunk + 1)[chunk] == steady.history_tokens
+
+
+def test_frames_read_is_the_mean_over_heads():
+    geometry = geometry_of(3)
+    assert frames_read(SteadyState.of(Window(), geometry).history_tokens, geometry) == 12
+    steady = SteadyState.of(ForcingKV(head_map=MAP), geometry)
+    assert frames_read(steady.history_tokens, geometry) == pytest.approx((5 + 5 + 5 + 6 + 6 + 5) / 6)

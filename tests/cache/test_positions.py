@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cache as memoised
-from itertools import product
 from typing import ClassVar
 
 import pytest
@@ -50,10 +49,9 @@ class PlacedNaiveCache(NaiveCache):
 
     def line(self, layer, head):
         """Sink, candidates and recent frames of a head, as they should stand, one position each."""
-        _, recent_frames, reads_segments = self.sizes(layer, head)
-        recent = self.recent if recent_frames is None else self.recent[max(0, len(self.recent) - recent_frames) :]
-        candidates = self.candidates if reads_segments and self.selected[0] else []
-        return self.sink, candidates, recent
+        sink, recent = self.whole_frames(layer, head)
+        candidates = self.candidates if self.sizes(layer, head)[2] and self.selected[0] else []
+        return sink, candidates, recent
 
     @property
     def first_position(self):
@@ -86,14 +84,21 @@ class PlacedNaiveCache(NaiveCache):
 
     def attend_in_recache(self, layer, q, k, v, *, keep_sink):
         """Full attention of a span to itself and to the kept sink, which stand consecutively from 0 on."""
-        sink = self.sink if keep_sink else []
-        raw = torch.cat([self.raw[layer, frame] for frame in sink] + [k], dim=1)
-        keys = rotated(self.geometry, raw, 0)
-        values = torch.cat([self.kv[layer, frame][1] for frame in sink] + [v], dim=1)
-        q, out = rotated(self.geometry, q, len(sink)), torch.empty_like(q)
-        for item, place in product(range(len(q)), range(q.shape[2])):
-            out[item, :, place] = textbook_attention(*(x[item, :, place] for x in (q, keys, values)))
+        first, out = len(self.sink) if keep_sink else 0, torch.empty_like(q)
+        for head, place in self.place.items():
+            sink = self.sink[: self.sizes(layer, head)[0]] if keep_sink else []
+            sink_keys = [rotated(self.geometry, self.raw[layer, frame], at) for at, frame in enumerate(sink)]
+            keys = torch.cat([*sink_keys, rotated(self.geometry, k, first)], dim=1)
+            values = torch.cat([self.kv[layer, frame][1] for frame in sink] + [v], dim=1)
+            queries = rotated(self.geometry, q, first)
+            for item in range(len(q)):
+                out[item, :, place] = textbook_attention(*(x[item, :, place] for x in (queries, keys, values)))
         return out
+
+    def look(self, chunk_kv):
+        chunk = range(self.num_frames, self.num_frames + self.geometry.chunk_frames)
+        raw = [torch.cat([self.raw[layer, frame] for frame in chunk], dim=1) for layer in range(len(chunk_kv))]
+        super().look([(rotated(self.geometry, k, self.first_position), None) for k in raw])
 
     def commit(self, chunk_kv):
         first = self.num_frames
@@ -123,7 +128,7 @@ def assert_same_keys(cache, naive):
                 for item in range(cache.batch_size):
                     sink, recent, selected = naive.parts(layer, head, item)
                     expected = [*selected, *reversed(recent), *reversed(sink)]
-                    stored = buffer.history()[:, item, :, index]
+                    stored = buffer.history()[0][:, item, :, index]
                     assert stored.shape[1] == sum(len(k) for k, _ in expected)
                     if expected:
                         for held, wanted in zip(stored, map(torch.cat, zip(*expected, strict=True)), strict=True):
@@ -210,7 +215,7 @@ def run_ones(cache, memory, first_position, num_frames):
 
 def positions_held(buffer):
     """The temporal positions of keys that were ones, read off them."""
-    even, odd = buffer.history()[0, 0, :, 0, 4:6].unbind(-1)  # the third pair turns by 0.01 per frame
+    even, odd = buffer.history()[0][0, 0, :, 0, 4:6].unbind(-1)  # the third pair turns by 0.01 per frame
     angles = torch.atan2(odd, even) - torch.pi / 4
     return sorted(set((angles / 0.01).round().int().tolist()))
 

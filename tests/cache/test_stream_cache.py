@@ -1,13 +1,34 @@
 """The fast cache against the naive one, over odd sizes; and what it promises about memory."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forcing_kv import ConfigurationError, ForcingKV, FrameGeometry, Full, HeadMap, SnapshotError, StreamCache, Window
+from forcing_kv import (
+    ConfigurationError,
+    ForcingKV,
+    FrameGeometry,
+    Full,
+    HeadMap,
+    SnapshotError,
+    StreamCache,
+    UnknownNameError,
+    Window,
+)
+from forcing_kv.cache import KV_DTYPES, cache_bytes
 from reference import NaiveCache, textbook_attention
 from strategies import random_qkv, setups
+
+
+def stored(cache, x):
+    """What is left of keys or values that the cache has stored."""
+    if cache.kv_dtype is None:
+        return x
+    numbers, scales = KV_DTYPES[cache.kv_dtype].quantise(x)
+    return numbers.to(x.dtype) * scales.to(x.dtype)
 
 
 def run_chunk(geometry, cache, naive, generator, passes=2):
@@ -17,7 +38,7 @@ def run_chunk(geometry, cache, naive, generator, passes=2):
         for layer in range(geometry.num_layers):
             q, k, v = random_qkv(geometry, cache.batch_size, geometry.chunk_frames, generator)
             torch.testing.assert_close(cache.attend(layer, q, k, v), naive.attend(layer, q, k, v))
-            chunk_kv.append((k, v))
+            chunk_kv.append((stored(cache, k), stored(cache, v)))
     cache.commit()
     naive.commit(chunk_kv)
 
@@ -28,9 +49,10 @@ def run_chunk(geometry, cache, naive, generator, passes=2):
     batch_size=st.integers(1, 2),
     shuffle=st.booleans(),
     seed=st.integers(0, 2**20),
+    kv_dtype=st.sampled_from([None, None, "int8", "fp8"]),
     recaches=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 9), st.booleans()), max_size=2),
 )
-def test_reads_what_the_method_says(setup, batch_size, shuffle, seed, recaches):
+def test_reads_what_the_method_says(*, setup, batch_size, shuffle, seed, kv_dtype, recaches):
     geometry, policy = setup
     generator = torch.Generator().manual_seed(seed)
     head_order = torch.arange(geometry.num_heads).tolist()
@@ -41,6 +63,7 @@ def test_reads_what_the_method_says(setup, batch_size, shuffle, seed, recaches):
         policy,
         batch_size=batch_size,
         dtype=torch.float64,
+        kv_dtype=kv_dtype,
         head_order=[head_order] * geometry.num_layers,
     )
     naive = NaiveCache(geometry, policy, batch_size, head_order)
@@ -57,7 +80,7 @@ def test_reads_what_the_method_says(setup, batch_size, shuffle, seed, recaches):
             for layer in range(geometry.num_layers if memory.frames else 0):
                 q, k, v = random_qkv(geometry, batch_size, len(memory.frames), generator)
                 memory.attend(layer, q, k, v)
-                span_kv.append((k, v))
+                span_kv.append((stored(cache, k), stored(cache, v)))
             naive.recache(memory.frames, span_kv, keep_sink=keep_sink)
         run_chunk(geometry, cache, naive, generator)
 
@@ -111,6 +134,68 @@ def test_recache_pass_is_full_attention_over_span_and_kept_sink():
         torch.testing.assert_close(out[0, :, head], textbook_attention(q[0, :, head], k_all, v_all))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    setup=setups(),
+    batch_size=st.integers(1, 2),
+    kv_dtype=st.sampled_from([None, "int8", "fp8"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    chunks=st.integers(0, 6),
+)
+def test_nbytes_is_what_is_allocated_and_never_more_than_was_said(setup, batch_size, kv_dtype, dtype, chunks):
+    geometry, policy = setup
+    cache = StreamCache(geometry, policy, batch_size=batch_size, dtype=dtype, kv_dtype=kv_dtype)
+    said = cache_bytes(policy, geometry, num_chunks=chunks, batch_size=batch_size, dtype=dtype, kv_dtype=kv_dtype)
+    for _ in range(chunks):
+        assert allocated_bytes(cache) == cache.nbytes <= said
+        for layer in range(geometry.num_layers):
+            cache.attend(
+                layer,
+                *(x.to(dtype) for x in random_qkv(geometry, batch_size, geometry.chunk_frames, torch.Generator())),
+            )
+        cache.commit()
+    assert allocated_bytes(cache) == cache.nbytes <= said
+
+
+def allocated_bytes(cache):
+    planes = [plane for buffers in cache._layers for buffer in buffers for plane in buffer.store.planes]
+    planes.append(cache._storage._workspace.values)
+    storages = [plane.untyped_storage() for plane in planes]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
+
+
+@pytest.mark.parametrize(("kv_dtype", "most"), [("int8", 0.01), ("fp8", 0.04)])
+def test_quantised_history_is_near_what_it_was(kv_dtype, most):
+    geometry = FrameGeometry(num_layers=1, num_heads=2, head_dim=64, frame_rows=2, frame_cols=3, chunk_frames=3)
+    plain, quantised = (StreamCache(geometry, Full(), dtype=torch.float32, kv_dtype=name) for name in (None, kv_dtype))
+    generator = torch.Generator().manual_seed(0)
+    for chunk in range(4):
+        q, k, v = (x.float() for x in random_qkv(geometry, 1, 3, generator))
+        v[:, 0] *= 1000  # a token with large values costs the others nothing
+        expected, out = plain.attend(0, q, k, v), quantised.attend(0, q, k, v)
+        error = float((out - expected).norm() / expected.norm())
+        assert error == 0 if chunk == 0 else 0 < error < most, (chunk, error)
+        plain.commit()
+        quantised.commit()
+    assert quantised.nbytes < plain.nbytes * 1.3  # one layer: its workspace is as large as the plain cache
+
+
+def test_quantised_cache_of_a_deep_model_takes_half_the_bytes_of_bfloat16():
+    geometry = FrameGeometry(num_layers=30, num_heads=12, head_dim=128, frame_rows=3, frame_cols=5, chunk_frames=3)
+    plain, quantised = (
+        cache_bytes(Full(), geometry, num_chunks=7, dtype=torch.bfloat16, kv_dtype=name) for name in (None, "int8")
+    )
+    assert quantised == pytest.approx(plain * (0.5 + 1 / 128 + 1 / 30))  # numbers, scales, workspace
+
+
+def test_relative_positions_and_unknown_formats_are_refused():
+    geometry = tiny_geometry()
+    with pytest.raises(UnknownNameError, match="int8"):
+        StreamCache(geometry, Full(), kv_dtype="int4")
+    with pytest.raises(ConfigurationError, match="does not go with relative positions"):
+        StreamCache(geometry, Window(), kv_dtype="int8", rotation=object())
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nbytes_is_what_the_plan_allows_and_what_is_allocated(batch_size, dtype):
@@ -135,9 +220,10 @@ def test_nbytes_is_what_the_plan_allows_and_what_is_allocated(batch_size, dtype)
             recent = 1  # grouping: the buffer of the static head shrinks
         assert cache.nbytes == expected(), chunk
     storages = {
-        buffer.kv.untyped_storage().data_ptr(): buffer.kv.untyped_storage().nbytes()
+        plane.untyped_storage().data_ptr(): plane.untyped_storage().nbytes()
         for buffers in cache._layers
         for buffer in buffers
+        for plane in buffer.store.planes
     }
     assert sum(storages.values()) == cache.nbytes
     assert cache.full_nbytes == 15 * geometry.kv_bytes(1, bytes_per_value=dtype.itemsize, batch_size=batch_size)
@@ -152,7 +238,9 @@ def test_bounded_policies_do_not_allocate_after_warmup():
             for layer in range(2):
                 cache.attend(layer, *(x.float() for x in random_qkv(geometry, 1, 3, torch.Generator())))
             cache.commit()
-            addresses.append([buffer.kv.data_ptr() for buffers in cache._layers for buffer in buffers])
+            addresses.append(
+                [plane.data_ptr() for buffers in cache._layers for buffer in buffers for plane in buffer.store.planes]
+            )
         assert all(row == addresses[2] for row in addresses[2:])
 
 
@@ -172,11 +260,13 @@ def test_reading_changes_nothing():
 
 
 @settings(max_examples=30, deadline=None)
-@given(setup=setups(), chunks=st.integers(0, 6), seed=st.integers(0, 1000))
-def test_state_round_trip_goes_on_bit_for_bit(setup, chunks, seed):
+@given(
+    setup=setups(), chunks=st.integers(0, 6), seed=st.integers(0, 1000), kv_dtype=st.sampled_from([None, "int8", "fp8"])
+)
+def test_state_round_trip_goes_on_bit_for_bit(setup, chunks, seed, kv_dtype):
     geometry, policy = setup
     generator = torch.Generator().manual_seed(seed)
-    first, second = (StreamCache(geometry, policy, dtype=torch.float64) for _ in range(2))
+    first, second = (StreamCache(geometry, policy, dtype=torch.float64, kv_dtype=kv_dtype) for _ in range(2))
 
     def step(caches):
         for layer in range(geometry.num_layers):
@@ -188,7 +278,8 @@ def test_state_round_trip_goes_on_bit_for_bit(setup, chunks, seed):
 
     for _ in range(chunks):
         step([first])
-    second.load_state(*first.state())
+    tensors, meta = first.state()
+    second.load_state(tensors, json.loads(json.dumps(meta)))
     for _ in range(3):
         step([first, second])
 

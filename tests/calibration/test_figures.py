@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from calibrations import constant_scores, head_map, observations
-from forcing_kv.calibration.figures import WIDTH_PIXELS, write_figures
+from forcing_kv.calibration.figures import write_figures
 from forcing_kv.calibration.stability import measure_stability
+from forcing_kv.figure_style import WIDTH_PIXELS
 
 NAMES = ["roles.png", "frame_mass.png", "spread.png"]
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from calibrations import constant_scores, head_map, observations
-from forcing_kv.calibration.report import check_figures_available, write_report
+from forcing_kv.calibration.report import write_report
 from forcing_kv.errors import ConfigurationError, OutputError
+from forcing_kv.figure_style import check_figures_available
 from forcing_kv.versions import versions
 
 

@@ -51,7 +51,9 @@ def test_cache_bytes_are_what_the_cache_holds_at_its_most(setup, batch_size, dty
         cache.commit()
         held.append(cache.nbytes)
         sizes = {"batch_size": batch_size, "dtype": dtype}
-        assert cache_bytes(policy, geometry, num_chunks=chunk, **sizes) == max(held)
+        said = cache_bytes(policy, geometry, num_chunks=chunk, **sizes)
+        # A policy that looks first may turn out to keep less than it could have.
+        assert said >= max(held) if policy.looking_tokens(geometry) else said == max(held)
 
 
 def test_published_cache_sizes():

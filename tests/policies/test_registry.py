@@ -12,7 +12,7 @@ from forcing_kv import (
     Window,
     parse_policy,
 )
-from forcing_kv.policies import POLICIES, describe_settings
+from forcing_kv.policies import POLICIES, describe_settings, split_policies
 
 MAP = HeadMap(model="test", roles=("sd", "ds"))
 
@@ -81,3 +81,18 @@ def test_a_window_too_small_says_how_large():
     geometry = FrameGeometry(num_layers=1, num_heads=1, head_dim=4, frame_rows=1, frame_cols=1)
     with pytest.raises(ConfigurationError, match="make it at least 6"):
         Window(window_frames=5, sink_frames=3).check(geometry)
+
+
+def test_a_list_of_policies_whose_settings_have_commas_too():
+    assert split_policies("full") == ["full"]
+    assert split_policies("full, forcing-kv:sink_frames=3,warmup_chunks=3 ,window:window_frames=6") == [
+        "full",
+        "forcing-kv:sink_frames=3,warmup_chunks=3",
+        "window:window_frames=6",
+    ]
+
+
+@pytest.mark.parametrize("specs", ["", "full,,window", "sink_frames=3,full", "full,window,full", "full,"])
+def test_a_list_of_policies_that_is_none(specs):
+    with pytest.raises(ConfigurationError, match="policies"):
+        split_policies(specs)

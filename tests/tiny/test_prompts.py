@@ -111,6 +111,12 @@ def test_varied_captions_say_the_same(memory):
     assert len(lengths) > 8
 
 
+def test_varied_captions_name_what_has_to_be_named():
+    rng = random.Random(0)
+    for scene in scenes(300, seed=1, memory=True):
+        assert parse(varied_caption(scene, rng, named=True)).scene == scene
+
+
 @pytest.mark.parametrize("memory", [False, True])
 def test_prompts_are_captions_of_distinct_scenes_on_the_side_that_is_asked_for(memory):
     for held_out in (True, False):

@@ -1,5 +1,6 @@
 """Peak of the memory that a program really takes from the host."""
 
+import ctypes
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,8 @@ _STATUS = Path("/proc/self/status")
 class AnonymousMemory:
     """Watches this process's anonymous memory while a `with` block runs; files mapped into memory are not counted.
 
-    Linux only. Sampled every two milliseconds, so a shorter peak can be missed.
+    Linux only. Sampled every two milliseconds, so a shorter peak can be missed. Memory that was freed before the block
+    and kept by the allocator is given back to the system at its start, or taking it again would not be seen.
 
     Raises:
         ConfigurationError: The system does not tell anonymous memory apart.
@@ -28,6 +30,7 @@ class AnonymousMemory:
         self._sampler = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> "AnonymousMemory":
+        _give_back_freed_memory()
         self.baseline_bytes = self.peak_bytes = anonymous_bytes()
         self._sampler.start()
         return self
@@ -49,10 +52,21 @@ class AnonymousMemory:
         self.peak_bytes = max(self.peak_bytes, anonymous_bytes())
 
 
+def tells_anonymous_memory() -> bool:
+    """Whether this system does."""
+    return _STATUS.exists()
+
+
 def anonymous_bytes() -> int:
     """Anonymous memory of this process now."""
-    if _STATUS.exists():
+    if tells_anonymous_memory():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     raise ConfigurationError("this system does not tell anonymous memory apart; run on Linux")
+
+
+def _give_back_freed_memory() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other allocators keep less
+    if trim is not None:
+        trim(0)

@@ -1,11 +1,69 @@
 """Models at their true shapes without their weights: what they cost does not depend on the values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from forcing_kv.heads import HeadMap
+from forcing_kv.models import ModelPreset
+from forcing_kv.models.components import channels_last
+from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.wan import CausalWanTransformer, TransformerConfig
+
+
+class RandomPrompts:
+    """A text encoder's stand-in: states of the right shape, the same for every text."""
+
+    def __init__(self, config: TransformerConfig, *, device: torch.device, dtype: torch.dtype) -> None:
+        states = torch.randn(1, config.text_len, config.text_dim, generator=torch.Generator().manual_seed(0))
+        self._states = states.to(device, dtype)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See `PromptEncoder`."""
+        return self._states.expand(len(texts), -1, -1)
+
+    def bytes_on(self, device: torch.device) -> int:
+        """See `PromptEncoder.bytes_on`; nothing can be freed."""
+        return 0
+
+    def release(self) -> None:
+        """See `PromptEncoder.release`; nothing can be freed."""
+
+    def forget(self) -> None:
+        """See `PromptEncoder.forget`; nothing is remembered."""
+
+
+def random_pipeline(
+    preset: ModelPreset,
+    config: TransformerConfig,
+    *,
+    head_map: HeadMap | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    with_vae: bool,
+) -> VideoPipeline:
+    """A model of random weights, built where it runs, without a text encoder.
+
+    Args:
+        preset: How it is sampled.
+        config: Sizes of its transformer.
+        head_map: Roles of its heads.
+        device: Where it runs.
+        dtype: Of all weights.
+        with_vae: Whether it has the VAE of Wan2.1, or gives latents only.
+    """
+    transformer = random_transformer(config, device=device, dtype=dtype)
+    return VideoPipeline(
+        preset=preset,
+        transformer=transformer,
+        encode_prompt=RandomPrompts(config, device=device, dtype=dtype),
+        vae=_random_vae(device, dtype) if with_vae else None,
+        head_map=head_map,
+        weights="random",
+    )
 
 
 @contextmanager
@@ -27,3 +85,11 @@ def random_transformer(
     torch.manual_seed(0)
     with built_on(device, dtype):
         return CausalWanTransformer(config).requires_grad_(False).eval()
+
+
+def _random_vae(device: torch.device, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKLWan
+
+    with built_on(device, dtype):
+        vae: Any = AutoencoderKLWan()
+    return channels_last(vae.requires_grad_(False).eval()) if device.type == "cpu" else vae.requires_grad_(False).eval()

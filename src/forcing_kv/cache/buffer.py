@@ -1,4 +1,4 @@
-"""The keys and values of one head group of one layer, in one block of memory.
+"""The keys and values of one head group of one layer, in one store.
 
 Along the token axis it is laid out `[selected | recent | sink | current]`, each part filled from the right. So whatever
 is held, from the first chunk to the steady state, is one contiguous suffix that attention reads as it lies: nothing is
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from forcing_kv.cache.positions import TemporalRotation
 from forcing_kv.cache.size import history_capacity, recent_capacity, selected_capacity
+from forcing_kv.cache.store import Storage, gather, move, take
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import HeadGroup
 
@@ -26,7 +27,7 @@ class GroupBuffer:
     Attributes:
         group: What the group keeps.
         places: Where its heads lie in the model's q, k and v, rising.
-        kv: Keys (0) and values (1), [2, batch, tokens, heads, head_dim].
+        store: Keys and values.
         sink_frames: Frames the sink part holds now; likewise `recent_frames`.
         selected_tokens: Tokens the selected part holds now.
         candidate_frames: Frames that the selected segments were chosen from.
@@ -41,8 +42,7 @@ class GroupBuffer:
         *,
         segments_per_frame: int,
         batch_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        storage: Storage,
     ) -> None:
         self.group = group
         self.places = tuple(places)
@@ -55,9 +55,7 @@ class GroupBuffer:
         self.recent_capacity = recent_capacity(group, geometry, 0)
         self.segments_per_frame = segments_per_frame
         self.segment_tokens = geometry.segment_tokens(segments_per_frame) if group.selected_segments else 0
-        self.kv = torch.zeros(
-            (2, batch_size, self._num_tokens, len(self.places), geometry.head_dim), dtype=dtype, device=device
-        )
+        self.store = storage.store((2, batch_size, self._num_tokens, len(self.places), geometry.head_dim))
 
     @property
     def selected_capacity(self) -> int:
@@ -77,18 +75,20 @@ class GroupBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self.kv.nbytes
+        return self.store.nbytes
 
-    def write_current(self, k: Tensor, v: Tensor) -> None:
-        """Puts the chunk of this pass in its place; both [batch, chunk_tokens, heads, head_dim]."""
-        current = self.kv[:, :, self._current_start :]
-        current[0].copy_(k)
-        current[1].copy_(v)
+    def write_current(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts the chunk of this pass, [batch, chunk_tokens, heads, head_dim] each, in its place.
+
+        Returns:
+            All keys and values held, that chunk included; valid until another buffer is read.
+        """
+        self.store.write(self._current_start, k, v)
+        return self.store.read_with_current(self._current_start - self.history_tokens, k, v)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Views of all keys and values held, the current chunk included."""
-        held = self.kv[:, :, self._current_start - self.history_tokens :]
-        return held[0], held[1]
+        """All keys and values held, the current chunk included; valid until another buffer is read."""
+        return self.store.read(self._current_start - self.history_tokens, self._num_tokens)
 
     def key_frames(self, first_frame: int, *, sink_first_frame: int) -> tuple[int, ...]:
         """Absolute index of every whole frame that `read` gives, in the order in which they lie.
@@ -102,9 +102,8 @@ class GroupBuffer:
         return (*recent, *sink, *range(first_frame, first_frame + self.geometry.chunk_frames))
 
     def read_sink(self) -> tuple[Tensor, Tensor]:
-        """Views of the sink alone."""
-        sink = self.kv[:, :, self._current_start - self.geometry.tokens(self.sink_frames) : self._current_start]
-        return sink[0], sink[1]
+        """Keys and values of the sink alone; valid until another buffer is read."""
+        return self.store.read(self._current_start - self.geometry.tokens(self.sink_frames), self._current_start)
 
     def leaving_frames(self) -> int:
         """Frames that the next commit pushes out of the recent part: the candidates of a selection."""
@@ -117,7 +116,7 @@ class GroupBuffer:
             [batch, leaving_frames + 1, frame_tokens, heads, head_dim].
         """
         starts = self._future_starts()[: self.leaving_frames() + 1]
-        return torch.stack([self.kv[0, :, start : start + self.geometry.frame_tokens] for start in starts], dim=1)
+        return torch.stack([self.store.keys(start, start + self.geometry.frame_tokens) for start in starts], dim=1)
 
     def keep_segments(self, segments: Tensor, segments_per_frame: int) -> None:
         """Overwrites the selected part with segments of the leaving frames.
@@ -137,9 +136,7 @@ class GroupBuffer:
 
         self.candidate_frames = self.leaving_frames()
         self.selected_tokens = tokens.shape[1]
-        selected = self.kv[:, :, self.selected_capacity - self.selected_tokens : self.selected_capacity]
-        for item, item_tokens in enumerate(tokens):
-            selected[:, item].copy_(self.kv[:, item].index_select(1, item_tokens))
+        gather(self.store, self.selected_capacity - self.selected_tokens, tokens)
 
     def drop_segments(self) -> None:
         """Empties the selected part."""
@@ -163,10 +160,10 @@ class GroupBuffer:
         Args:
             position: Where the current chunk will stand.
             moved_frames: How much later that is than the position the newest frame is followed by now.
-            rotation: Turns the keys.
+            rotation: Turns the keys, in place: only as they are can they be turned.
         """
         sink_position = position - self.num_positions
-        newer = self.kv[0, :, self._current_start - self.history_tokens : self._sink_start]  # selected and recent
+        newer = self.store.keys(self._current_start - self.history_tokens, self._sink_start)  # selected and recent
         sink, _ = self.read_sink()
         for keys, num_frames in ((newer, moved_frames), (sink, sink_position - self.sink_position)):
             if num_frames and keys.shape[1]:
@@ -196,8 +193,7 @@ class GroupBuffer:
 
         def put(frame: int, start: int) -> None:
             tokens = slice(frame * frame_tokens, (frame + 1) * frame_tokens)
-            self.kv[0, :, start : start + frame_tokens].copy_(k[:, tokens])
-            self.kv[1, :, start : start + frame_tokens].copy_(v[:, tokens])
+            self.store.write(start, k[:, tokens], v[:, tokens])
 
         for frame in range(to_sink):
             self.sink_frames += 1
@@ -207,39 +203,41 @@ class GroupBuffer:
             put(frame, self._sink_start - self.recent_frames * frame_tokens)
 
     def take_history(self, source: "GroupBuffer") -> None:
-        """Copies sink and newest frames of a buffer of the same heads, for a change of sizes."""
+        """Copies sink and newest frames of a buffer that has these heads, for a change of sizes or of groups."""
         frame_tokens = self.geometry.frame_tokens
+        heads = [source.places.index(place) for place in self.places]
         self.sink_position = source.sink_position
         self.sink_frames = min(source.sink_frames, self.group.sink_frames)
         if self.group.recent_frames is None:
             self._reserve(source.recent_frames)
         self.recent_frames = min(source.recent_frames, self.recent_capacity)
-        sink_tokens = self.sink_frames * frame_tokens
-        self.kv[:, :, self._current_start - sink_tokens : self._current_start].copy_(
-            source.kv[:, :, source._current_start - sink_tokens : source._current_start]
+        sink_tokens, recent_tokens = self.sink_frames * frame_tokens, self.recent_frames * frame_tokens
+        sink_starts = self._current_start - sink_tokens, source._current_start - sink_tokens
+        recent_starts = (
+            self._sink_start - recent_tokens,
+            source._sink_start - source.recent_frames * frame_tokens,  # newest first
         )
-        newest = source._sink_start - source.recent_frames * frame_tokens
-        recent_tokens = self.recent_frames * frame_tokens
-        self.kv[:, :, self._sink_start - recent_tokens : self._sink_start].copy_(
-            source.kv[:, :, newest : newest + recent_tokens]
-        )
+        for (own, theirs), num_tokens in ((sink_starts, sink_tokens), (recent_starts, recent_tokens)):
+            take(self.store, own, source.store, theirs, num_tokens, heads=heads)
 
-    def history(self) -> Tensor:
-        """A view of the history held, [2, batch, history_tokens, heads, head_dim]."""
-        return self.kv[:, :, self._current_start - self.history_tokens : self._current_start]
+    def history(self) -> tuple[Tensor, ...]:
+        """Views of the planes of the history held, [2, batch, history_tokens, heads, ...] each."""
+        start = self._current_start - self.history_tokens
+        return tuple(plane[:, :, start : self._current_start] for plane in self.store.planes)
 
     def counts(self) -> dict[str, int]:
         """Everything but the tensor that says what is held."""
         return {name: getattr(self, name) for name in COUNTS}
 
-    def load_history(self, history: Tensor, counts: Mapping[str, int]) -> None:
+    def load_history(self, history: Sequence[Tensor], counts: Mapping[str, int]) -> None:
         """Puts back what `history` and `counts` gave."""
         if self.group.recent_frames is None:
             self.recent_frames = 0
             self._reserve(counts["recent_frames"])
         for name in COUNTS:
             setattr(self, name, counts[name])
-        self.history().copy_(history)
+        for plane, saved in zip(self.history(), history, strict=True):
+            plane.copy_(saved)
 
     @property
     def _sink_start(self) -> int:
@@ -285,15 +283,21 @@ class GroupBuffer:
         self._copy_frame(start, self._current_start - self.geometry.tokens(self.sink_frames))
 
     def _copy_frame(self, source: int, target: int) -> None:
-        frame_tokens = self.geometry.frame_tokens
-        self.kv[:, :, target : target + frame_tokens].copy_(self.kv[:, :, source : source + frame_tokens])
+        move(self.store, source, target, self.geometry.frame_tokens)
 
     def _reserve(self, num_frames: int) -> None:
         """Grows an unbounded recent part, in blocks, so that it holds `num_frames`."""
         if num_frames <= self.recent_capacity:
             return
-        held = self.kv[:, :, self._current_start - self.history_tokens :]  # history and current
+        held_tokens, num_tokens = self.history_tokens + self.geometry.chunk_tokens, self._num_tokens
         self.recent_capacity = recent_capacity(self.group, self.geometry, num_frames)
-        kv = self.kv.new_zeros((*self.kv.shape[:2], self._num_tokens, *self.kv.shape[3:]))
-        kv[:, :, kv.shape[2] - held.shape[2] :].copy_(held)
-        self.kv = kv
+        store = self.store.resized(self._num_tokens)
+        take(
+            store,
+            self._num_tokens - held_tokens,
+            self.store,
+            num_tokens - held_tokens,
+            held_tokens,
+            heads=slice(None),
+        )
+        self.store = store

@@ -5,6 +5,7 @@ Nothing here holds a tensor, so the bytes of a cache are known before there is o
 
 import torch
 
+from forcing_kv.cache.store import head_token_bytes
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import CachePlan, CachePolicy, HeadGroup
 
@@ -22,6 +23,7 @@ def cache_bytes(
     num_chunks: int | None = None,
     batch_size: int = 1,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: str | None = None,
 ) -> int:
     """The most a `StreamCache` holds in the course of a stream.
 
@@ -30,28 +32,41 @@ def cache_bytes(
         geometry: Shape of the model and of a frame.
         num_chunks: Length of the stream. None is endless: a cache without bound is then taken at 21 frames.
         batch_size: Streams in step.
-        dtype: Of the stored keys and values.
+        dtype: Of the model's keys and values.
+        kv_dtype: How they are stored, as in `StreamCache`.
     """
     if num_chunks is None:
         num_chunks = -(-TRAINED_FRAMES // geometry.chunk_frames)
     return max(
         plan_bytes(
-            policy.plan(geometry, grouped=grouped), geometry, num_chunks=num_chunks, batch_size=batch_size, dtype=dtype
+            policy.plan(geometry, grouped=grouped),
+            geometry,
+            num_chunks=num_chunks,
+            batch_size=batch_size,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
         )
-        for grouped in (False, True)
+        for grouped in ((False, True) if policy.is_grouped(num_chunks) else (False,))
     )
 
 
 def plan_bytes(
-    plan: CachePlan, geometry: FrameGeometry, *, num_chunks: int, batch_size: int, dtype: torch.dtype
+    plan: CachePlan,
+    geometry: FrameGeometry,
+    *,
+    num_chunks: int,
+    batch_size: int,
+    dtype: torch.dtype,
+    kv_dtype: str | None = None,
 ) -> int:
-    """What a `StreamCache` of this plan holds after `num_chunks` commits, the room for the current chunk included."""
-    head_tokens = sum(
+    """What a `StreamCache` of this plan holds after `num_chunks` commits: the current chunk and any workspace too."""
+    head_tokens = [
         len(group.heads) * group_tokens(group, geometry, plan.segments_per_frame, num_chunks)
         for groups in plan.layers
         for group in groups
-    )
-    return 2 * batch_size * head_tokens * geometry.head_dim * dtype.itemsize
+    ]
+    workspace_bytes = 0 if kv_dtype is None else max(head_tokens) * 2 * geometry.head_dim * dtype.itemsize
+    return batch_size * (sum(head_tokens) * head_token_bytes(geometry.head_dim, dtype, kv_dtype) + workspace_bytes)
 
 
 def is_unbounded(policy: CachePolicy, geometry: FrameGeometry) -> bool:

@@ -10,6 +10,7 @@ It works with any transformer: call `attend(layer, q, k, v)` in every layer in p
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from forcing_kv.attention import attend
 from forcing_kv.cache.buffer import GroupBuffer
+from forcing_kv.cache.looking import QuerySample
 from forcing_kv.cache.observer import AttentionObserver, AttentionRead
 from forcing_kv.cache.places import heads_at, join_heads
 from forcing_kv.cache.positions import TemporalRotation
 from forcing_kv.cache.recache import RecachePass
+from forcing_kv.cache.store import Storage, check_kv_dtype
 from forcing_kv.errors import ConfigurationError, SnapshotError
 from forcing_kv.geometry import FrameGeometry
-from forcing_kv.policies import CachePlan, CachePolicy, Selection
+from forcing_kv.policies import CachePlan, CachePolicy, HeadAttention, Selection
 
 
 class StreamCache:
@@ -33,7 +36,8 @@ class StreamCache:
         geometry: Shape of the model and of a frame.
         policy: What each head keeps.
         batch_size: Streams in step; each has its own selection.
-        dtype: Of the stored keys and values.
+        dtype: Of the model's keys and values.
+        kv_dtype: How they are stored: `int8` or `fp8`, with one scale per token and head, or None for as they are.
         device: Where they are stored.
         head_order: The head that lies at each place of the model's q, k and v, per layer; None if they lie as numbered
             (`CausalWanTransformer.head_order`).
@@ -42,8 +46,9 @@ class StreamCache:
             its absolute position.
 
     Raises:
-        ConfigurationError: The policy cannot work at this geometry.
+        ConfigurationError: The policy cannot work at this geometry; a quantised cache with relative positions.
         HeadMapError: The policy's head map does not fit.
+        UnknownNameError: No such `kv_dtype`.
     """
 
     def __init__(
@@ -53,15 +58,18 @@ class StreamCache:
         *,
         batch_size: int = 1,
         dtype: torch.dtype = torch.float32,
+        kv_dtype: str | None = None,
         device: torch.device | str = "cpu",
         head_order: Sequence[Sequence[int]] | None = None,
         rotation: TemporalRotation | None = None,
     ) -> None:
         policy.check(geometry)
+        check_kv_dtype(kv_dtype, positions="absolute" if rotation is None else "relative")
         self.geometry = geometry
         self.policy = policy
         self.batch_size = batch_size
         self.dtype = dtype
+        self.kv_dtype = kv_dtype
         self.device = torch.device(device)
         self.num_frames = 0
         """Latent frames committed since the start of the stream."""
@@ -73,6 +81,8 @@ class StreamCache:
         """Whether the heads are told apart now (after warm-up, or after a re-cache)."""
         self.last_selection: Selection | None = None
         """What the newest commit selected, if anything."""
+        self.head_attention: HeadAttention | None = None
+        """Where the heads looked when they were told apart, for a policy that tells them apart by it."""
         self._rotation = rotation
         self._observer: AttentionObserver | None = None
         self._sink_first_frame = 0
@@ -80,8 +90,11 @@ class StreamCache:
         self._head_order = (
             tuple(tuple(order) for order in head_order) if head_order else (natural,) * geometry.num_layers
         )
+        self._storage = Storage(dtype=dtype, kv_dtype=kv_dtype, device=self.device)
         self._plan = policy.plan(geometry, grouped=False)
         self._layers = [self._allocate(self._plan, layer) for layer in range(geometry.num_layers)]
+        self._looking_tokens = policy.looking_tokens(geometry)
+        self._sample = self._sample_if_due()
 
     @property
     def positions(self) -> str:
@@ -90,8 +103,8 @@ class StreamCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes really held by keys and values, the current chunk and unfilled parts included."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        """Bytes really held by keys and values: the current chunk, unfilled parts and any workspace included."""
+        return sum(buffer.nbytes for buffer in self._buffers) + self._storage.workspace_bytes
 
     @property
     def full_nbytes(self) -> int:
@@ -117,8 +130,10 @@ class StreamCache:
         buffers = self._layers[layer]
         outputs = []
         for buffer in buffers:
-            buffer.write_current(heads_at(k, buffer.places), heads_at(v, buffer.places))
-            outputs.append(attend(heads_at(q, buffer.places), *buffer.read()))
+            keys, values = buffer.write_current(heads_at(k, buffer.places), heads_at(v, buffer.places))
+            outputs.append(attend(heads_at(q, buffer.places), keys, values))
+        if self._sample is not None:
+            self._sample.take(layer, q)
         if self._observer is not None:
             self._show(self._observer, layer, q)
         return join_heads(outputs, [buffer.places for buffer in buffers])
@@ -147,12 +162,20 @@ class StreamCache:
     def commit(self) -> None:
         """Makes the chunk of the last pass history: selects segments, then moves the recent frames on."""
         self.last_selection = self._select() if self.grouped else None
+        if self._sample is not None:
+            self.head_attention = self._sample.attention(
+                self._layers,
+                self._head_order,
+                first_frame=self.num_frames,
+                sink_first_frame=self._sink_first_frame,
+            )
         for buffer in self._buffers:
             buffer.commit_current()
         self.num_frames += self.geometry.chunk_frames
         self.num_chunks += 1
         if not self.grouped and self.policy.is_grouped(self.num_chunks):
             self._start_grouping()
+        self._sample = self._sample_if_due()
         self._go_on_from(self.first_position + self.geometry.chunk_frames)
 
     def recache(self, max_frames: int, *, keep_sink: bool = False) -> RecachePass:
@@ -172,7 +195,7 @@ class StreamCache:
             self._sink_first_frame = first_frame
         elif self._sink_frames:
             first_frame = max(first_frame, self._sink_first_frame + self._sink_frames)
-        if not self.grouped:
+        if not self.grouped and not self._looking_tokens:  # a policy that has to look first groups when it has
             self._start_grouping()
         self.last_selection = None
         for buffer in self._buffers:
@@ -188,17 +211,20 @@ class StreamCache:
         for layer, buffers in enumerate(self._layers):
             counts.append([])
             for index, buffer in enumerate(buffers):
-                tensors[f"{layer}.{index}"] = buffer.history().to("cpu", copy=True)
+                for plane, history in enumerate(buffer.history()):
+                    tensors[f"{layer}.{index}.{plane}"] = history.to("cpu", copy=True)
                 counts[-1].append(buffer.counts())
         meta = {
             "num_frames": self.num_frames,
             "num_chunks": self.num_chunks,
             "grouped": self.grouped,
             "positions": self.positions,
+            "kv_dtype": self.kv_dtype,
             "first_position": self.first_position,
             "sink_first_frame": self._sink_first_frame,
             "head_order": [list(order) for order in self._head_order],
             "counts": counts,
+            "head_attention": None if self.head_attention is None else asdict(self.head_attention),
         }
         return tensors, meta
 
@@ -208,22 +234,32 @@ class StreamCache:
         Raises:
             SnapshotError: The state belongs to a cache of another shape; nothing has been changed then.
         """
-        plan = self.policy.plan(self.geometry, grouped=meta["grouped"])
+        looked = meta["head_attention"]
+        attention = None if looked is None else HeadAttention(**looked)
+        plan = self._plan_of(grouped=meta["grouped"], attention=attention)
         layers = [self._allocate(plan, layer) for layer in range(self.geometry.num_layers)]
         try:
             if meta["head_order"] != [list(order) for order in self._head_order]:
                 raise SnapshotError("the snapshot was taken with the heads of the model in another order")
             if meta["positions"] != self.positions:
                 raise SnapshotError(f"the snapshot was taken with {meta['positions']} positions, not {self.positions}")
+            if meta["kv_dtype"] != self.kv_dtype:
+                raise SnapshotError(
+                    f"the snapshot was taken with kv_dtype={meta['kv_dtype']!r}, this cache has {self.kv_dtype!r}"
+                )
             for layer, (buffers, counts) in enumerate(zip(layers, meta["counts"], strict=True)):
                 for index, (buffer, count) in enumerate(zip(buffers, counts, strict=True)):
-                    buffer.load_history(tensors[f"{layer}.{index}"], count)
+                    planes = [tensors[f"{layer}.{index}.{plane}"] for plane in range(len(buffer.store.planes))]
+                    buffer.load_history(planes, count)
         except (KeyError, RuntimeError, ValueError) as error:
             raise SnapshotError(f"the snapshot does not fit this cache ({self.policy.spec()}): {error}") from error
         self._plan, self._layers = plan, layers
+        self._storage.give_back_room(buffer.store for buffer in self._buffers)
         self.num_frames, self.num_chunks, self.grouped = meta["num_frames"], meta["num_chunks"], meta["grouped"]
         self.first_position = meta["first_position"]
         self._sink_first_frame = meta["sink_first_frame"]
+        self.head_attention = attention
+        self._sample = self._sample_if_due()
         self.last_selection = None
 
     @property
@@ -257,22 +293,36 @@ class StreamCache:
                 self.geometry,
                 segments_per_frame=plan.segments_per_frame,
                 batch_size=self.batch_size,
-                dtype=self.dtype,
-                device=self.device,
+                storage=self._storage,
             )
             for group in plan.layers[layer]
         ]
 
+    def _plan_of(self, *, grouped: bool, attention: HeadAttention | None) -> CachePlan:
+        if grouped and attention is not None:
+            return self.policy.plan_from(self.geometry, attention)
+        return self.policy.plan(self.geometry, grouped=grouped)
+
+    def _sample_if_due(self) -> QuerySample | None:
+        """For the coming chunk, where its commit tells the heads apart by where they look."""
+        if self.grouped or not self._looking_tokens or not self.policy.is_grouped(self.num_chunks + 1):
+            return None
+        return QuerySample(self.geometry, self._looking_tokens, device=self.device)
+
     def _start_grouping(self) -> None:
         """Gives every group its final size. Groups whose size stays keep their memory."""
-        plan = self.policy.plan(self.geometry, grouped=True)
+        plan = self._plan_of(grouped=True, attention=self.head_attention)
         for layer, buffers in enumerate(self._layers):
             if plan.layers[layer] == self._plan.layers[layer]:
                 continue
-            for index, (old, new) in enumerate(zip(buffers, self._allocate(plan, layer), strict=True)):
-                if new.group != old.group:
-                    new.take_history(old)
-                    buffers[index] = new
+            kept = {buffer.group: buffer for buffer in buffers}
+            for index, new in enumerate(grouped := self._allocate(plan, layer)):
+                if new.group in kept:
+                    grouped[index] = kept[new.group]
+                else:
+                    new.take_history(next(old for old in buffers if set(new.places) <= set(old.places)))
+            self._layers[layer] = grouped
+        self._storage.give_back_room(buffer.store for buffer in self._buffers)
         self._plan = plan
         self.grouped = True
 
@@ -286,7 +336,7 @@ class StreamCache:
             for buffer in selecting:
                 buffer.drop_segments()
             return None
-        selection = self.policy.select(chooser.leaving_keys(), chooser.group.selected_segments)
+        selection = self.policy.select(chooser.leaving_keys(), chooser.group.selected_segments, commit=self.num_chunks)
         for buffer in selecting:
             buffer.keep_segments(selection.segments, self._plan.segments_per_frame)
         return selection

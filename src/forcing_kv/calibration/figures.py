@@ -1,8 +1,6 @@
 """Three pictures of a calibration: the roles, where every head looks, and how far its score moves.
 
-All three are 1600 pixels wide and look alike: static heads blue, dynamic heads orange (told apart by the colour-blind),
-the threshold a dashed line. They are drawn with matplotlib's objects and its default style, whatever the user's own
-settings are, and pyplot with its global figures is left alone. matplotlib is imported when a figure is drawn.
+Static heads are blue, dynamic heads vermilion, the threshold is a dashed line.
 """
 
 from collections.abc import Callable
@@ -14,35 +12,14 @@ import numpy as np
 
 from forcing_kv.calibration.observations import Observations
 from forcing_kv.calibration.stability import AXES, AxisStability, Stability
-from forcing_kv.output_files import atomic_write
+from forcing_kv.figure_style import COLOURS, INK, PALE, SHADE, WIDTH, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH_PIXELS = 1600
-_WIDTH = 10.0  # inches: fixes how large text is on the picture
-_STATIC, _DYNAMIC = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion
-_INK, _PALE, _SHADE = "#1c1e22", "#6b7078", "#eef0f3"
+_STATIC, _DYNAMIC = COLOURS[:2]
 _SCORE_MAP = "viridis"
-_STYLE: dict[str, Any] = {
-    "figure.constrained_layout.use": True,
-    "figure.dpi": WIDTH_PIXELS / _WIDTH,
-    "savefig.dpi": "figure",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _PALE,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _PALE,
-    "ytick.color": _PALE,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-}
 
 
 def write_figures(observations: Observations, stability: Stability, *, model: str, folder: Path) -> list[Path]:
@@ -51,20 +28,15 @@ def write_figures(observations: Observations, stability: Stability, *, model: st
     Raises:
         OutputError: A file cannot be written.
     """
-    from matplotlib import style
-
     figures: dict[str, Callable[[], Figure]] = {
         "roles.png": partial(roles_figure, stability, model=model),
         "frame_mass.png": partial(frame_mass_figure, observations, stability, model=model),
         "spread.png": partial(spread_figure, stability, model=model),
     }
     paths = []
-    with style.context(["default", _STYLE]):
-        for name, draw in figures.items():
-            figure = draw()
-            with atomic_write(folder / name) as temporary:
-                figure.savefig(temporary, format="png")
-            paths.append(folder / name)
+    for name, draw in figures.items():
+        save_figure(folder / name, draw)
+        paths.append(folder / name)
     return paths
 
 
@@ -74,16 +46,16 @@ def roles_figure(stability: Stability, *, model: str) -> "Figure":
 
     scores, is_static = stability.scores.T.numpy(), stability.is_static.T.numpy()  # layers run to the right
     num_heads, num_layers = scores.shape
-    cell_width = 0.84 * _WIDTH / num_layers
+    cell_width = 0.84 * WIDTH / num_layers
     cell_height = min(0.45, max(0.19, 0.85 * cell_width))
-    figure = _figure(
+    figure = new_figure(
         f"{stability.num_static} of {stability.num_heads} heads of {model} are static",
         height=max(3.2, 1.3 + num_heads * cell_height),
     )
     axes = figure.subplots()
     picture = axes.imshow(scores, cmap=_SCORE_MAP, vmin=0, vmax=1, aspect="auto")
     luminance = np.asarray(colormaps[_SCORE_MAP](scores))[..., :3] @ (0.3, 0.59, 0.11)
-    ink = np.where(luminance > 0.5, _INK, "white")
+    ink = np.where(luminance > 0.5, INK, "white")
     _outline(axes, is_static, ink, cell_width, cell_height)
     font_size = 72 * min(cell_width / 2.3, cell_height / 1.4, 0.125)
     if font_size >= 5:
@@ -106,12 +78,12 @@ def roles_figure(stability: Stability, *, model: str) -> "Figure":
     axes.set_ylabel("head")
     axes.set_title(
         f"Score: share of attention on the newest frames. Outlined: static, {stability.threshold:.2f} or more.",
-        color=_PALE,
+        color=PALE,
     )
     bar = figure.colorbar(picture, ax=axes, pad=0.015, aspect=25)
     bar.outline.set_visible(False)
-    bar.ax.axhline(stability.threshold, color=_INK, linewidth=2)
-    bar.ax.plot(-0.25, stability.threshold, marker=">", color=_INK, markersize=6, clip_on=False)
+    bar.ax.axhline(stability.threshold, color=INK, linewidth=2)
+    bar.ax.plot(-0.25, stability.threshold, marker=">", color=INK, markersize=6, clip_on=False)
     bar.set_label("score")
     return figure
 
@@ -122,7 +94,7 @@ def frame_mass_figure(observations: Observations, stability: Stability, *, model
     sink_mass = observations.sink_mass.flatten(0, 1).numpy()  # [layers * heads, sink frames]
     distance_mass = observations.distance_mass.flatten(0, 1).numpy()
     sink_frames, distances = sink_mass.shape[1], np.array(observations.distances)
-    figure = _figure(f"Where the heads of {model} look", height=5.2)
+    figure = new_figure(f"Where the heads of {model} look", height=5.2)
     if sink_frames:
         ratios = [max(2, sink_frames) + 1.0, len(distances) + 1.0]
         sink_axes, axes = figure.subplots(1, 2, sharey=True, width_ratios=ratios)
@@ -130,20 +102,20 @@ def frame_mass_figure(observations: Observations, stability: Stability, *, model
         sink_axes.set_xticks(range(sink_frames))
         sink_axes.set_xlim(-0.5, sink_frames - 0.5)
         sink_axes.set_xlabel("frame of the stream")
-        sink_axes.set_title("First frames", color=_PALE)
+        sink_axes.set_title("First frames", color=PALE)
         axes.tick_params(axis="y", which="both", left=False)
         axes.spines["left"].set_visible(False)
     else:
         sink_axes = axes = figure.subplots()
     sink_axes.set_ylabel("attention on one frame")
     newest = -observations.settings["recent_frames"] - 0.5
-    axes.axvspan(newest, distances[-1] + 0.5, color=_SHADE, zorder=0)
+    axes.axvspan(newest, distances[-1] + 0.5, color=SHADE, zorder=0)
     _curves(axes, distances, distance_mass, is_static)
     axes.legend(loc="upper left", ncols=2)
     axes.set_xlim(distances[0] - 0.5, distances[-1] + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("latent frames from the first frame of the current chunk (negative: history)")
-    axes.set_title("Later frames; shaded: the newest, whose share is the score", color=_PALE)
+    axes.set_title("Later frames; shaded: the newest, whose share is the score", color=PALE)
     _scale_of_masses(axes, np.concatenate((sink_mass, distance_mass), axis=1), is_static)
     return figure
 
@@ -152,12 +124,12 @@ def spread_figure(stability: Stability, *, model: str) -> "Figure":
     """Heads sorted by score; around each score the scores at single prompts, denoising steps and chunk positions."""
     scores, is_static = stability.scores.flatten().numpy(), stability.is_static.flatten().numpy()
     order = np.argsort(scores, kind="stable")
-    figure = _figure(f"How far the scores of {model} move", height=8.6)
+    figure = new_figure(f"How far the scores of {model} move", height=8.6)
     panels = figure.subplots(len(stability.axes), 1, sharex=True, sharey=True)
     for axes, axis in zip(panels, stability.axes, strict=True):
         axes.axhline(
             stability.threshold,
-            color=_INK,
+            color=INK,
             linewidth=1,
             linestyle="--",
             zorder=1,
@@ -178,14 +150,6 @@ def spread_figure(stability: Stability, *, model: str) -> "Figure":
         names = [f"{place // num_heads}.{place % num_heads}" for place in order]
         panels[-1].set_xticks(range(len(scores)), names, size=7, rotation=90)
         panels[-1].set_xlabel("heads (layer.head), sorted by score")
-    return figure
-
-
-def _figure(title: str, *, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height))
-    figure.suptitle(title, x=0.012, ha="left", size=13, weight="bold")
     return figure
 
 
@@ -239,7 +203,7 @@ def _single_values(axes: "Axes", axis: AxisStability, order: Any) -> None:
     """The scores at every value of one axis, and a mark under each head whose role flips there."""
     words = AXES[axis.name]
     if axis.has_one_value:
-        axes.set_title(f"{words.capitalize()}: one only, nothing to compare", color=_PALE)
+        axes.set_title(f"{words.capitalize()}: one only, nothing to compare", color=PALE)
         return
     means, flips = axis.means.flatten(1).numpy()[:, order], axis.flips.flatten().numpy()[order]
     num_values, num_heads = means.shape
@@ -257,12 +221,12 @@ def _single_values(axes: "Axes", axis: AxisStability, order: Any) -> None:
         linewidths=0,
         zorder=2,
     )
-    axes.plot(np.flatnonzero(flips), np.full(flips.sum(), -0.055), "^", color=_INK, markersize=4, linewidth=0, zorder=3)
+    axes.plot(np.flatnonzero(flips), np.full(flips.sum(), -0.055), "^", color=INK, markersize=4, linewidth=0, zorder=3)
     order_words = "" if axis.name == "prompts" else ", the first light, the last dark"
     axes.set_title(
         f"{words.capitalize()}: {num_values} dots per head{order_words}. The role changes (triangle) in "
         f"{axis.num_flips} of {num_heads} heads ({100 * axis.num_flips / num_heads:.1f} %).",
-        color=_PALE,
+        color=PALE,
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forcing_kv.attention.frame_mass import MAX_TEMPORARY_BYTES, frame_mass
 from forcing_kv.cache import AttentionRead
-from forcing_kv.calibration.frame_mass import MAX_TEMPORARY_BYTES, frame_mass
 from forcing_kv.calibration.observations import Observations
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.geometry import FrameGeometry

@@ -11,7 +11,7 @@ from forcing_kv.calibration.figures import write_figures
 from forcing_kv.calibration.observations import Observations
 from forcing_kv.calibration.stability import Stability, measure_stability
 from forcing_kv.calibration.table import format_table
-from forcing_kv.errors import ConfigurationError
+from forcing_kv.figure_style import check_figures_available
 from forcing_kv.heads import HeadMap
 from forcing_kv.output_files import atomic_write
 from forcing_kv.versions import versions
@@ -19,20 +19,6 @@ from forcing_kv.versions import versions
 FORMAT = "forcing-kv-calibration-report"
 VERSION = 1
 REPORT_FILE = "report.json"
-
-
-def check_figures_available() -> None:
-    """Refuse to start work whose pictures could not be drawn at its end.
-
-    Raises:
-        ConfigurationError: matplotlib is missing.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError(
-            "the figures of a calibration need matplotlib, which is not installed: pip install 'forcing-kv[figures]'"
-        ) from error
 
 
 def write_report(observations: Observations, head_map: HeadMap, folder: Path) -> str:

@@ -22,6 +22,9 @@ COMMANDS = {
     "models": "What can be run: weights, licence, memory.",
     "convert": "A released checkpoint or a fine-tune -> a model folder.",
     "calibrate": "Which heads of a checkpoint are static: a head map and a report.",
+    "bench": "Speed and memory of cache policies, side by side.",
+    "compare": "Quality of cache policies, side by side from the same noise.",
+    "vbench": "VBench: its prompts made into videos, scored by its evaluator.",
     "prompts": "Valid prompts for the embedded model.",
     "train-tiny": "Train the embedded model from nothing.",
 }

@@ -8,21 +8,22 @@ import click
 from forcing_kv.calibration import calibrate, default_num_chunks, observed_passes
 from forcing_kv.calibration.finished import FinishedPrompts
 from forcing_kv.calibration.observer import DEFAULT_SINK_FRAMES, check_max_queries
-from forcing_kv.calibration.report import check_figures_available, write_report
+from forcing_kv.calibration.report import write_report
 from forcing_kv.calibration.roles import check_role_settings
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
 from forcing_kv.devices import resolve_device, resolve_dtype
-from forcing_kv.errors import ConfigurationError, OutputError, PromptError
+from forcing_kv.errors import ConfigurationError
+from forcing_kv.figure_style import check_figures_available
 from forcing_kv.generation.request import MAX_SEED
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.heads import DEFAULT_THRESHOLD
 from forcing_kv.memory import check_memory, plan_run
 from forcing_kv.models import find_model
-from forcing_kv.output_files import atomic_write, check_new_folder, check_output_folder
+from forcing_kv.output_files import atomic_write, check_work_folder
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.policies import Full
-from forcing_kv.prompt_file import read_prompt_file
+from forcing_kv.prompt_file import read_single_prompts
 from forcing_kv.resolution import parse_resolution
 
 
@@ -93,8 +94,8 @@ def command(
       forcing-kv generate "a red circle" --head-map roles/head_map.json
     """
     check_figures_available()
-    _check_output(output, resume=resume, overwrite=overwrite)
-    prompts = _read_prompts(prompt_file)
+    check_work_folder(output, what="calibration", resume=resume, overwrite=overwrite)
+    prompts = read_single_prompts(prompt_file, what="a calibration")
     check_role_settings(threshold=threshold, target_static_fraction=target_static_fraction)
     check_max_queries(max_queries)
     source = find_model(model, weights=weights, lora=lora, components=components)
@@ -151,28 +152,6 @@ def command(
         f"{output}: {head_map.num_static} of {num_heads} heads are static (score at least {head_map.threshold:g}); use "
         f"the map with --head-map {map_path}"
     )
-
-
-def _check_output(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    if not folder.exists():
-        check_new_folder(folder)
-        return
-    check_output_folder(folder)
-    if any(folder.iterdir()) and not (resume or overwrite):
-        raise OutputError(
-            f"{folder} exists: go on with an unfinished calibration with --resume, replace it with --overwrite, or "
-            "choose another name"
-        )
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """The texts of a prompt file in which no prompt changes over time."""
-    prompts: list[str] = []
-    for number, schedule in enumerate(read_prompt_file(path), start=1):
-        if len(schedule) > 1:
-            raise PromptError(f"{path}, line {number}: a calibration takes one prompt per line, not a schedule")
-        prompts += schedule[0].texts(1)
-    return prompts
 
 
 def _parse_steps(steps: str) -> list[int] | None:

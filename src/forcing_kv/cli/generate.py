@@ -1,7 +1,6 @@
 """`forcing-kv generate`: videos from prompts."""
 
 import json
-import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from forcing_kv.cache import POSITIONS
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
 from forcing_kv.devices import resolve_device, resolve_dtype
-from forcing_kv.errors import ConfigurationError
 from forcing_kv.generation import (
     ChunkProgress,
     GenerationReport,
     VideoRequest,
     check_made_alike,
     check_requests,
+    frames_of,
     generate_video,
     is_finished,
     open_source,
@@ -68,6 +67,7 @@ def _policy_help() -> str:
     help="How the model sees time: absolute counts frames from the start of the video; relative counts within what the "
     "cache holds, so that no distance exceeds the model's training, however long the video.",
 )
+@options.stream_savings
 @click.option("--seconds", type=float, help=f"Length to make, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
 @options.resolution
@@ -76,7 +76,7 @@ def _policy_help() -> str:
 @options.weights
 @options.components()
 @options.placement
-@click.option("--head-map", type=click.Path(path_type=Path), help="Head roles to use instead of the model's own.")
+@options.head_map
 @click.option(
     "--switch",
     "switches",
@@ -112,6 +112,8 @@ def command(
     model: str,
     policy: str | None,
     positions: str,
+    kv_dtype: str | None,
+    step_cache: float | None,
     seconds: float | None,
     frames: int | None,
     resolution: str | None,
@@ -164,6 +166,8 @@ def command(
         "num_frames": frames if frames is not None else _frames(seconds, source.preset.fps),
         "policy": policy,
         "positions": positions,
+        "kv_dtype": kv_dtype,
+        "step_cache": step_cache,
         "resolution": None if resolution is None else parse_resolution(resolution),
         "continue_from": continue_from,
     }
@@ -198,11 +202,21 @@ def command(
         head_map=roles,
         policy=policy,
         resolution=shared["resolution"],
+        kv_dtype=kv_dtype,
+        step_cache=step_cache,
         dtype=resolve_dtype(dtype, run_device),
         device=run_device,
         vae=WAN_VAE if source.preset.components else None,  # any other is known when it is loaded
     )
-    check_stream(source.preset, planned.geometry, planned.policy, num_chunks=planned.num_chunks, positions=positions)
+    check_stream(
+        source.preset,
+        planned.geometry,
+        planned.policy,
+        num_chunks=planned.num_chunks,
+        positions=positions,
+        kv_dtype=kv_dtype,
+        step_cache=step_cache,
+    )
     if not skip_memory_check:
         check_memory(planned)
     with progress_bar("loading weights", "weight") as show:
@@ -321,7 +335,4 @@ def _megabytes(num_bytes: int) -> str:
 
 
 def _frames(seconds: float | None, fps: int) -> int:
-    seconds = DEFAULT_SECONDS if seconds is None else seconds
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ConfigurationError(f"a video of {seconds:g} seconds cannot be made: ask for more than 0")
-    return math.ceil(round(seconds * fps, 6))
+    return frames_of(DEFAULT_SECONDS if seconds is None else seconds, fps)

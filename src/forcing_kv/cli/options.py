@@ -16,6 +16,9 @@ resolution = click.option(
     metavar="WxH|480p|720p|1080p",
     help="Size in pixels; a name with -portrait, as 480p-portrait, stands upright. [the model's own]",
 )
+head_map = click.option(
+    "--head-map", type=click.Path(path_type=Path), help="Head roles to use instead of the model's own."
+)
 skip_memory_check = click.option("--skip-memory-check", is_flag=True, help="Start even if the device seems too small.")
 
 
@@ -37,6 +40,24 @@ def weights(command: Command) -> Command:
 def components(help_text: str = "Folder with vae, text_encoder and tokenizer to use instead of the hub's.") -> Command:
     """--components."""
     return click.option("--components", type=click.Path(path_type=Path), help=help_text)
+
+
+def stream_savings(command: Command) -> Command:
+    """--kv-dtype and --step-cache."""
+    return _with(
+        command,
+        click.option(
+            "--kv-dtype",
+            metavar="int8|fp8",
+            help="Store the cache in small numbers, with any policy: half the bytes, or a quarter of float32's.",
+        ),
+        click.option(
+            "--step-cache",
+            type=float,
+            metavar="THRESHOLD",
+            help="TeaCache: leave the model's blocks out of denoising steps that change little (published: 0.2).",
+        ),
+    )
 
 
 def placement(command: Command) -> Command:

@@ -34,6 +34,9 @@ class GenerationReport:
         full_cache_bytes: What a cache of every frame would hold at that point.
         policy: Spelling, settings included.
         positions: How temporal positions were counted.
+        kv_dtype: How the cache stored keys and values; None for as they are.
+        step_cache: Threshold under which denoising steps left their blocks out; None where none did.
+        steps_skipped: Of each chunk's denoising steps, those that did.
         model: Name.
         weights: What tells its weights from others.
         device: Where it ran.
@@ -65,6 +68,9 @@ class GenerationReport:
     full_cache_bytes: int
     policy: str
     positions: str
+    kv_dtype: str | None
+    step_cache: float | None
+    steps_skipped: int
     model: str
     weights: str
     device: str

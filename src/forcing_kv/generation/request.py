@@ -1,6 +1,7 @@
 """What is to be made: one video file per request, planned and checked as a whole before any work starts."""
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -31,6 +32,8 @@ class VideoRequest:
         policy: What the cache keeps, as an object or in its spelling; None for the model's default.
         resolution: Width and height in pixels; None for the model's own.
         positions: How temporal positions are counted, `absolute` or `relative`.
+        kv_dtype: How the cache stores keys and values, `int8` or `fp8`; None for as they are.
+        step_cache: Threshold under which a denoising step leaves its blocks out; None never does.
         latents_path: Where the latents go, as safetensors; None keeps none.
         continue_from: Latents or a video that this one goes on from, and begins with; None starts from nothing.
 
@@ -45,6 +48,8 @@ class VideoRequest:
     policy: CachePolicy | str | None = None
     resolution: tuple[int, int] | None = None
     positions: str = "absolute"
+    kv_dtype: str | None = None
+    step_cache: float | None = None
     latents_path: Path | None = None
     continue_from: Path | None = None
 
@@ -68,19 +73,22 @@ def plan_requests(
     prompts: Sequence[PromptSchedule],
     folder: Path,
     *,
-    num_frames: int,
     seed: int = 0,
     num_videos: int = 1,
-    policy: CachePolicy | str | None = None,
-    resolution: tuple[int, int] | None = None,
-    positions: str = "absolute",
     latents_folder: Path | None = None,
-    continue_from: Path | None = None,
+    **settings: Any,
 ) -> list[VideoRequest]:
     """Many videos in one folder: each prompt `num_videos` times, with seeds `seed`, `seed + 1` and so on.
 
-    Files are named by their number, from 001, and the beginning of their prompt. With `continue_from` all of them begin
-    with the same.
+    Files are named by their number, from 001, and the beginning of their prompt.
+
+    Args:
+        prompts: One per video, or per `num_videos` videos.
+        folder: Where the videos go.
+        seed: Of the first video of each prompt.
+        num_videos: Per prompt.
+        latents_folder: Where the latents go; None keeps none.
+        **settings: The other attributes of `VideoRequest`, the same for all.
     """
     if num_videos < 1:
         raise ConfigurationError(f"{num_videos} videos cannot be made: ask for at least 1")
@@ -92,13 +100,9 @@ def plan_requests(
                 VideoRequest(
                     prompts=schedule,
                     path=folder / f"{name}.mp4",
-                    num_frames=num_frames,
                     seed=seed + offset,
-                    policy=policy,
-                    resolution=resolution,
-                    positions=positions,
                     latents_path=latents_folder / f"{name}.safetensors" if latents_folder else None,
-                    continue_from=continue_from,
+                    **settings,
                 )
             )
     return requests
@@ -130,6 +134,17 @@ def check_requests(
             check_video_path(request.path, overwrite=overwrite)
             if request.latents_path is not None and request.latents_path.parent not in missing:
                 check_output_file(request.latents_path, overwrite=overwrite)
+
+
+def frames_of(seconds: float, fps: int) -> int:
+    """Fewest pixel frames that last so long.
+
+    Raises:
+        ConfigurationError: No length, or none that ends.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigurationError(f"a video of {seconds:g} seconds cannot be made: ask for more than 0")
+    return math.ceil(round(seconds * fps, 6))
 
 
 def is_finished(request: VideoRequest) -> bool:

@@ -101,7 +101,7 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
     """Refuse to pass a finished video off as this request if it was made otherwise.
 
     Raises:
-        OutputError: The file's model, weights, policy, positions, beginning or length is another.
+        OutputError: The file's model, weights, beginning, length or a setting is not the request's.
     """
     source = _source(pipeline, request)
     num_chunks = pipeline.num_chunks(request.num_frames, given_frames=source.given_frames if source else 0)
@@ -112,6 +112,8 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
         "weights": pipeline.weights,
         "policy": pipeline.policy(request.policy).spec(),
         "positions": request.positions,
+        "kv_dtype": request.kv_dtype,
+        "step_cache": request.step_cache,
         "continue_from": source.name if source else None,
         "frames": pixel_frames(num_chunks * pipeline.preset.chunk_frames),
     }
@@ -152,6 +154,8 @@ class _Run:
             resolution=request.resolution,
             num_frames=request.num_frames,
             positions=request.positions,
+            kv_dtype=request.kv_dtype,
+            step_cache=request.step_cache,
             continue_from=given,
             check_memory=check_memory,
         )
@@ -162,6 +166,8 @@ class _Run:
             "weights": pipeline.weights,
             "policy": self.stream.cache.policy.spec(),
             "positions": self.stream.cache.positions,
+            "kv_dtype": request.kv_dtype,
+            "step_cache": request.step_cache,
             "version": package_version(),
         }
         if self.source is not None:
@@ -239,6 +245,9 @@ class _Run:
             full_cache_bytes=cache.full_nbytes,
             policy=cache.policy.spec(),
             positions=cache.positions,
+            kv_dtype=cache.kv_dtype,
+            step_cache=self.request.step_cache,
+            steps_skipped=self.stream.steps_skipped,
             model=self.pipeline.preset.name,
             weights=self.pipeline.weights,
             device=_device_name(self.pipeline.device),

@@ -105,6 +105,8 @@ class PlannedStream:
         batch_size: Videos made together.
         num_chunks: Length; None for endless, where a cache without bound is taken at 21 frames.
         recache_frames: Latent frames of the pass after a change of prompt; 0 where the prompt stays.
+        kv_dtype: How keys and values are stored; None for as they are.
+        step_cache: Threshold under which blocks are left out; None where they never are.
         vae: Of the decoder; None for latents only.
         text_encoder_bytes: The text encoder, if it lies on the same device.
         fps: Pixel frames per second of video.
@@ -120,6 +122,8 @@ class PlannedStream:
     batch_size: int = 1
     num_chunks: int | None = None
     recache_frames: int = 0
+    kv_dtype: str | None = None
+    step_cache: float | None = None
     vae: VaeSize | None = WAN_VAE
     text_encoder_bytes: int = 0
     fps: float = 16
@@ -146,10 +150,17 @@ class PlannedStream:
         num_pixels = self.batch_size * math.prod(self.resolution)
         pass_frames = self.batch_size * max(self.geometry.chunk_frames, self.recache_frames)
         cache = cache_bytes(
-            self.policy, self.geometry, num_chunks=self.num_chunks, batch_size=self.batch_size, dtype=self.dtype
+            self.policy,
+            self.geometry,
+            num_chunks=self.num_chunks,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            kv_dtype=self.kv_dtype,
         )
         frame_tokens = self.geometry.frame_tokens
         passes = pass_bytes(self.config, num_frames=pass_frames, frame_tokens=frame_tokens, dtype=self.dtype)
+        if self.step_cache is not None:  # the newest residual of the blocks, and one on its way
+            passes += 2 * self.batch_size * self.geometry.chunk_tokens * self.config.dim * self.dtype.itemsize
         passes += text_memory_bytes(self.config, batch_size=self.batch_size, dtype=self.dtype)
         decode = self.vae.decode_bytes(num_pixels, self.dtype) if self.vae else 0
         features = self.vae.feature_bytes(num_pixels, self.dtype) if self.vae else 0

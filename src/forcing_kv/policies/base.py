@@ -65,6 +65,21 @@ class Selection:
     scores: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadAttention:
+    """Where each head looks: the mass of its softmax weights by part, averaged over queries and batch.
+
+    Attributes:
+        first: On the first frame, [layer][head].
+        middle: On the history after it.
+        last: On the current chunk.
+    """
+
+    first: tuple[tuple[float, ...], ...]
+    middle: tuple[tuple[float, ...], ...]
+    last: tuple[tuple[float, ...], ...]
+
+
 class CachePolicy(ABC):
     """Base of all policies. A new one is a subclass in a file of its own and one line in the registry."""
 
@@ -91,13 +106,29 @@ class CachePolicy(ABC):
         """Whether grouping is on after `num_chunks` commits."""
         return True
 
-    def select(self, keys: Tensor, num_segments: int) -> Selection:
+    def looking_tokens(self, geometry: FrameGeometry) -> tuple[int, ...]:
+        """Tokens of a chunk whose attention decides the groups (`plan_from`); none where it does not."""
+        return ()
+
+    def plan_from(self, geometry: FrameGeometry, attention: HeadAttention) -> CachePlan:
+        """What is kept once the heads are told apart by where they look.
+
+        `plan` with `grouped` gives, for such a policy, the largest plan that may come of it.
+
+        Args:
+            geometry: As in `plan`.
+            attention: Of the commit pass before, from the queries of `looking_tokens`.
+        """
+        raise ConfigurationError(f"policy {self.name!r} does not look where heads look")
+
+    def select(self, keys: Tensor, num_segments: int, *, commit: int) -> Selection:
         """Chooses the segments to keep, at a commit.
 
         Args:
             keys: Of the leader layer's selecting heads, [batch, candidate_frames + 1, frame_tokens, heads, head_dim],
                 in temporal order; the successor of each candidate is the frame after it.
             num_segments: How many to keep; fewer if there are fewer candidates.
+            commit: Number of the chunk that is committed.
         """
         raise ConfigurationError(f"policy {self.name!r} selects nothing")
 

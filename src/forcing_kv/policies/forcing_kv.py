@@ -7,10 +7,9 @@ most from the frame after them: there is motion, and the rest can be seen in the
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from forcing_kv.errors import ConfigurationError
+from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.heads import DYNAMIC, STATIC, HeadMap
 from forcing_kv.policies.base import (
@@ -21,6 +20,10 @@ from forcing_kv.policies.base import (
     all_heads,
     check_at_least,
 )
+from forcing_kv.policies.segment_scores import SEGMENT_SCORES
+
+ROLES = ("measured", "static", "dynamic", "shuffled")
+"""Where the roles come from: the head map, one role for all, or the map's roles dealt out to other heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class ForcingKV(CachePolicy):
         segments_per_frame: Into how many runs of tokens a frame is cut.
         selected_segments: Segments dynamic heads keep; None keeps a third of the candidates, one frame's worth.
         similarity_pruning: Whether dynamic heads keep segments at all.
+        segments: Which segments: the `changed` ones or, to compare, `unchanged`, `random` or `uniform` ones.
+        roles: Whose roles: the `measured` ones of the head map or, to compare, `static` or `dynamic` for all heads, or
+            the map's `shuffled` over all heads that have one.
+        seed: Of what is drawn at random.
         warmup_chunks: Chunks before the heads are told apart.
         dense_layers: Layers whose heads are never told apart.
     """
@@ -46,6 +53,9 @@ class ForcingKV(CachePolicy):
     segments_per_frame: int = 6
     selected_segments: int | None = None
     similarity_pruning: bool = True
+    segments: str = "changed"
+    roles: str = "measured"
+    seed: int = 0
     warmup_chunks: int = 2
     dense_layers: frozenset[int] = frozenset({0})
 
@@ -55,6 +65,10 @@ class ForcingKV(CachePolicy):
     def __post_init__(self) -> None:
         check_at_least(self, 0, "sink_frames", "static_recent_frames", "dynamic_recent_frames", "selected_segments")
         check_at_least(self, 1, "segments_per_frame", "warmup_chunks")
+        if self.segments not in SEGMENT_SCORES:
+            raise UnknownNameError("choice of segments", self.segments, SEGMENT_SCORES)
+        if self.roles not in ROLES:
+            raise UnknownNameError("choice of roles", self.roles, ROLES)
         for layer in sorted(self.dense_layers):
             if not 0 <= layer < self.head_map.num_layers:
                 raise ConfigurationError(
@@ -66,6 +80,17 @@ class ForcingKV(CachePolicy):
     def warmup_recent_frames(self) -> int:
         """Newest history frames that every head keeps during warm-up, and heads of dense layers always."""
         return max(self.static_recent_frames, self.dynamic_recent_frames)
+
+    @property
+    def roles_in_force(self) -> HeadMap:
+        """The head map that is followed."""
+        if self.roles == "measured":
+            return self.head_map
+        layers = [layer for layer in range(self.head_map.num_layers) if layer not in self.dense_layers]
+        if self.roles == "shuffled":
+            return self.head_map.shuffled(layers, seed=self.seed)
+        role = STATIC if self.roles == "static" else DYNAMIC
+        return HeadMap.uniform(role, num_layers=self.head_map.num_layers, num_heads=self.head_map.num_heads)
 
     def is_grouped(self, num_chunks: int) -> bool:
         """After the commit of chunk `warmup_chunks` - 1."""
@@ -80,16 +105,18 @@ class ForcingKV(CachePolicy):
             heads=all_heads(geometry), sink_frames=self.sink_frames, recent_frames=self.warmup_recent_frames
         )
 
+        head_map = self.roles_in_force
+
         def groups(layer: int) -> tuple[HeadGroup, ...]:
             if layer in self.dense_layers:
                 return (dense,)
             static = HeadGroup(
-                heads=self.head_map.heads(layer, STATIC),
+                heads=head_map.heads(layer, STATIC),
                 sink_frames=self.sink_frames,
                 recent_frames=self.static_recent_frames if grouped else self.warmup_recent_frames,
             )
             dynamic = HeadGroup(
-                heads=self.head_map.heads(layer, DYNAMIC),
+                heads=head_map.heads(layer, DYNAMIC),
                 sink_frames=self.sink_frames,
                 recent_frames=self.dynamic_recent_frames if grouped else self.warmup_recent_frames,
                 selected_segments=selected,
@@ -104,9 +131,11 @@ class ForcingKV(CachePolicy):
             leader_layer=selecting[0] if selecting else None,
         )
 
-    def select(self, keys: Tensor, num_segments: int) -> Selection:
-        """The segments least like the frame after them, per batch item."""
-        scores = segment_similarity(keys, self.segments_per_frame)
+    def select(self, keys: Tensor, num_segments: int, *, commit: int) -> Selection:
+        """The segments with the lowest scores, per batch item."""
+        num_segments = min(num_segments, (keys.shape[1] - 1) * self.segments_per_frame)
+        draw = self.seed * 1_000_003 + commit
+        scores = SEGMENT_SCORES[self.segments](keys, self.segments_per_frame, num_segments, draw)
         rising = scores.flatten(1).sort(dim=1, stable=True).indices
         return Selection(segments=rising[:, :num_segments].sort(dim=1).values, scores=scores)
 
@@ -138,18 +167,3 @@ class ForcingKV(CachePolicy):
                 f"({geometry.chunk_frames} frames x {self.segments_per_frame} segments); lower it"
             )
         return selected
-
-
-def segment_similarity(keys: Tensor, segments_per_frame: int) -> Tensor:
-    """Mean cosine similarity of each segment with the same segment one frame later.
-
-    Args:
-        keys: [batch, frames + 1, frame_tokens, heads, head_dim]; the heads of a token form one vector.
-        segments_per_frame: Runs a frame is cut into; divides frame_tokens.
-
-    Returns:
-        [batch, frames, segments_per_frame], float32.
-    """
-    tokens = keys.flatten(3).float()
-    similarity: Tensor = F.cosine_similarity(tokens[:, :-1], tokens[:, 1:], dim=-1)
-    return similarity.view(*similarity.shape[:2], segments_per_frame, -1).mean(-1)

@@ -8,11 +8,12 @@ from typing import Any
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.heads import HeadMap
 from forcing_kv.policies.base import CachePolicy, spell
+from forcing_kv.policies.dummy_forcing import DummyForcing
 from forcing_kv.policies.forcing_kv import ForcingKV
 from forcing_kv.policies.full import Full
 from forcing_kv.policies.window import Window
 
-POLICIES: dict[str, type[CachePolicy]] = {policy.name: policy for policy in (ForcingKV, Full, Window)}
+POLICIES: dict[str, type[CachePolicy]] = {policy.name: policy for policy in (ForcingKV, Full, Window, DummyForcing)}
 
 
 def parse_policy(spec: str, *, head_map: HeadMap | None = None) -> CachePolicy:
@@ -50,6 +51,33 @@ def parse_policy(spec: str, *, head_map: HeadMap | None = None) -> CachePolicy:
             )
         values["head_map"] = head_map
     return policy(**values)
+
+
+def split_policies(specs: str) -> list[str]:
+    """The spellings in a comma-separated list, whose settings have commas too.
+
+    Args:
+        specs: For example `full,forcing-kv:sink_frames=3,warmup_chunks=3,window`: a part with `=` but no name before a
+            colon belongs to the policy before it.
+
+    Raises:
+        ConfigurationError: An empty list or part, a setting before any policy, or one policy twice.
+    """
+    policies: list[str] = []
+    for part in (part.strip() for part in specs.split(",")):
+        is_setting = "=" in part.partition(":")[0]
+        if not part or (is_setting and not policies):
+            raise ConfigurationError(
+                f"policies {specs!r}: {part!r} is no policy; write full,window,forcing-kv:sink_frames=3"
+            )
+        if is_setting:
+            policies[-1] += f",{part}"
+        else:
+            policies.append(part)
+    for number, policy in enumerate(policies):
+        if policy in policies[:number]:
+            raise ConfigurationError(f"policies {specs!r}: {policy!r} is there twice")
+    return policies
 
 
 def describe_settings(name: str) -> dict[str, str]:

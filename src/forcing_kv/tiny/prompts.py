@@ -128,12 +128,12 @@ def caption(scene: Scene, *, named: bool = True) -> str:
     return " ".join([head, *rest])
 
 
-def varied_caption(scene: Scene, rng: random.Random) -> str:
+def varied_caption(scene: Scene, rng: random.Random, *, named: bool = False) -> str:
     """A caption as people type: one in five leaves defaults unsaid, reorders, or has words the model does not know.
 
-    Memory scenes mostly leave open what the objects are, so that only the picture tells.
+    Those of memory scenes mostly leave open what the objects are, so that only the picture tells, unless `named`.
     """
-    named = not scene.needs_memory or rng.random() < _NAMED_IN_MEMORY
+    named = named or not scene.needs_memory or rng.random() < _NAMED_IN_MEMORY
     if rng.random() < _SAID_IN_FULL:
         return caption(scene, named=named)
     unsaid = {name for name in _UNSAYABLE if _is_default(scene, name) and rng.random() < 0.5}

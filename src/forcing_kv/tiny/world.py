@@ -37,7 +37,7 @@ BACKGROUNDS: dict[str, Rgb] = {
 }
 TEXTURES = ("plain", "striped", "checkered")
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES: dict[str, float] = {"small": 12.0, "large": 18.0}
+SIZES: dict[str, float] = {"small": 14.0, "large": 20.0}
 """Half the height of the square and the cross, in pixels; the other shapes have about their area."""
 SPEEDS: dict[str, float] = {"slowly": 20.0, "quickly": 44.0}
 """Pixels per second."""
@@ -352,7 +352,7 @@ def _square(x: Tensor, y: Tensor, radius: float) -> Tensor:
 
 
 def _triangle(x: Tensor, y: Tensor, radius: float) -> Tensor:
-    inner = radius * 0.72  # of the circle inside; its tip is twice as far up
+    inner = radius * 2 / 3  # of the circle inside; its tip is twice as far up
     y = y - 0.5 * inner  # the middle of its height, not its centre of mass, is where the centre is
     return torch.maximum(y, 0.8660254 * x.abs() - 0.5 * y) - inner
 

@@ -6,7 +6,6 @@ of the stream (`snapshot.safetensors`). `finish` joins the segments by copying t
 again, and moves the result to `OUT`: under its own name a video is complete or not there at all.
 """
 
-import io
 import json
 import os
 import shutil
@@ -18,27 +17,16 @@ from typing import Any, Self
 
 import av
 import torch
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
 from forcing_kv.errors import ConfigurationError, OutputError
 from forcing_kv.output_files import atomic_write, check_output_file, check_output_folder, reason
+from forcing_kv.video.h264 import check_codec, encode_mp4
 from forcing_kv.video.reader import VideoInfo, probe
 
 DEFAULT_FPS = 16
 """Pixel frames per second of the Wan models."""
-
-# No B-frames: a segment then starts at timestamp 0 without an edit list, and packets can be joined in file order.
-# On one core, 12 frames of 64x96 take 3 ms with veryfast and 7 ms with medium, of 832x480 80 ms and 500 ms, for
-# nearly the same size and error.
-# No macroblock tree, and then no lookahead: x264's tree reads memory it never wrote, so that about one segment in a
-# hundred came out with other bytes for the same frames. A seed gives the same file.
-_ENCODER_OPTIONS = {"preset": "veryfast", "crf": "18", "bf": "0", "x264-params": "mbtree=0:rc-lookahead=0"}
-# Below this, starting threads costs more than they save (3 ms on one, 4 ms on two for 64x96).
-_MIN_PIXELS_FOR_THREADS = 256 * 256
-_MAX_THREADS = 8
-_BT601 = 6  # H.264's number for SMPTE 170M: the colours that readers assume for small video and those blind to tags use
 
 
 class VideoWriter:
@@ -156,7 +144,7 @@ class VideoWriter:
         """
         info = self._check_frames(frames)
         with atomic_write(self._segment_path(self.num_segments)) as temporary:
-            temporary.write_bytes(_encode(frames, info))
+            temporary.write_bytes(encode_mp4(frames, fps=int(info.fps)))
         self._infos.append(info)
 
     def finish(self) -> Path:
@@ -192,6 +180,7 @@ class VideoWriter:
     def _set_up(self, path: str | Path, fps: int, title: str, metadata: Mapping[str, Any] | None) -> None:
         if fps < 1:
             raise ConfigurationError(f"{fps} frames per second cannot be written: give at least 1")
+        check_codec()
         self.path = Path(path)
         self.partial_folder = partial_folder(path)
         self._infos: list[VideoInfo] = []
@@ -294,34 +283,6 @@ def check_video_path(path: str | Path, *, overwrite: bool = False) -> Path:
             f"{partial_folder(path)} holds an unfinished video: go on with --resume, or start over with --overwrite"
         )
     return path
-
-
-def _encode(frames: Tensor, info: VideoInfo) -> bytes:
-    """One MP4 segment that decodes on its own."""
-    # Encoded in memory: a chunk is small, and a full disk is then Python's own, clear OSError.
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=int(info.fps))
-        stream.width, stream.height, stream.pix_fmt = info.width, info.height, "yuv420p"
-        is_small = info.width * info.height < _MIN_PIXELS_FOR_THREADS
-        num_threads = 1 if is_small else min(_MAX_THREADS, os.cpu_count() or 1)
-        stream.options = {**_ENCODER_OPTIONS, "threads": str(num_threads)}
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = _BT601
-        context.color_range = ColorRange.MPEG
-        reformatter = VideoReformatter()
-        for picture in frames.cpu().contiguous().numpy():
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = reformatter.reformat(
-                frame,
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU601,
-                dst_color_range=ColorRange.MPEG,
-                threads=num_threads,
-            )
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
 
 
 def _flat(request: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,13 @@
 from forcing_kv.wan.config import WAN_1_3B, WAN_14B, TransformerConfig
 from forcing_kv.wan.rope import RotaryTable, TemporalShift
 from forcing_kv.wan.size import pass_bytes, text_memory_bytes
-from forcing_kv.wan.transformer import CausalWanTransformer, SelfAttentionMemory, TextMemory
+from forcing_kv.wan.transformer import (
+    CausalWanTransformer,
+    SelfAttentionMemory,
+    TextMemory,
+    TokenPositions,
+    noise_levels,
+)
 
 __all__ = [
     "WAN_1_3B",
@@ -13,7 +19,9 @@ __all__ = [
     "SelfAttentionMemory",
     "TemporalShift",
     "TextMemory",
+    "TokenPositions",
     "TransformerConfig",
+    "noise_levels",
     "pass_bytes",
     "text_memory_bytes",
 ]

@@ -46,6 +46,23 @@ class TokenPositions:
     embedding: Tensor | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class BegunPass:
+    """A pass before its blocks.
+
+    Attributes:
+        x: Tokens, [batch, frames * rows * cols, dim].
+        time: Embedded noise levels, [batch, frames, dim].
+        time_modulation: What they do to the blocks, [batch, frames, 6, dim].
+        grid: Frames, rows and columns of tokens.
+    """
+
+    x: Tensor
+    time: Tensor
+    time_modulation: Tensor
+    grid: tuple[int, ...]
+
+
 class CausalWanTransformer(nn.Module):
     """Wan2.1's diffusion transformer with per-frame noise levels and an external self-attention memory.
 
@@ -133,22 +150,50 @@ class CausalWanTransformer(nn.Module):
         Returns:
             [batch, frames, out_dim, latent_height, latent_width], in the dtype of the weights.
         """
-        num_frames = latents.shape[1]
+        begun = self.begin(latents, timesteps, positions)
+        return self.finish(begun, self.run_blocks(begun, text=text, positions=positions, memory=memory))
+
+    def at_level(
+        self,
+        latents: Tensor,
+        timestep: float,
+        *,
+        text: TextMemory,
+        positions: TokenPositions,
+        memory: SelfAttentionMemory,
+    ) -> Tensor:
+        """As `forward`, with one noise level for all frames."""
+        velocity: Tensor = self(latents, noise_levels(latents, timestep), text=text, positions=positions, memory=memory)
+        return velocity
+
+    def begin(self, latents: Tensor, timesteps: Tensor, positions: TokenPositions) -> BegunPass:
+        """Everything before the blocks; arguments as of `forward`."""
         patches = self.patch_embedding(latents.to(self.dtype).transpose(1, 2))
-        rows, cols = patches.shape[-2:]
         # Elementwise work keeps the layout it is given: left channel-major, every block would run on strided rows.
         x = patches.flatten(2).transpose(1, 2).contiguous()
         if positions.embedding is not None:
             x = x + positions.embedding
+        time, modulation = self.embed_time(timesteps)
+        return BegunPass(x=x, time=time, time_modulation=modulation, grid=tuple(patches.shape[2:]))
 
-        sinusoid = timestep_sinusoid(timesteps, self.config.freq_dim).to(self.dtype)
-        time = self.time_embedding(sinusoid)
-        time_modulation = self.time_projection(time).view(*time.shape[:2], 6, -1)
+    def embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise levels [batch, frames] -> embedding [batch, frames, dim], modulation [batch, frames, 6, dim]."""
+        time = self.time_embedding(timestep_sinusoid(timesteps, self.config.freq_dim).to(self.dtype))
+        return time, self.time_projection(time).view(*time.shape[:2], 6, -1)
 
+    def run_blocks(
+        self, begun: BegunPass, *, text: TextMemory, positions: TokenPositions, memory: SelfAttentionMemory
+    ) -> Tensor:
+        """All blocks, [batch, tokens, dim]; arguments as of `forward`."""
+        x = begun.x
         for block, text_kv in zip(self._blocks, text.layers, strict=True):
-            x = block(x, time_modulation, text_kv, positions.rope, memory)
+            x = block(x, begun.time_modulation, text_kv, positions.rope, memory)
+        return x
 
-        out = self.head(x.view(len(x), num_frames, rows * cols, -1), time)
+    def finish(self, begun: BegunPass, x: Tensor) -> Tensor:
+        """Everything after the blocks, whose output is `x`; as `forward` returns it."""
+        num_frames, rows, cols = begun.grid
+        out = self.head(x.view(len(x), num_frames, rows * cols, -1), begun.time)
         return self._unpatchify(out, rows, cols)
 
     def set_head_order(self, head_order: Sequence[Sequence[int]]) -> None:
@@ -281,6 +326,11 @@ class Head(nn.Module):
         shift, scale = (self.modulation[:, None] + time[:, :, None]).unsqueeze(3).unbind(2)
         out: Tensor = self.head(self.norm(x) * (1 + scale) + shift)
         return out
+
+
+def noise_levels(latents: Tensor, timestep: float) -> Tensor:
+    """One noise level for all frames of [batch, frames, ...]: [batch, frames], float32."""
+    return torch.full(latents.shape[:2], timestep, dtype=torch.float32, device=latents.device)
 
 
 def timestep_sinusoid(timesteps: Tensor, dim: int) -> Tensor:

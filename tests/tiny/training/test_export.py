@@ -56,7 +56,7 @@ def test_all_stages_end_in_a_model_that_makes_videos(tmp_path, monkeypatch):
     assert (head_map.model, head_map.num_layers, head_map.num_heads) == ("tiny", 6, 6)
     record = json.loads((folder / "training.json").read_text())
     assert (record["hardware"], record["notes"], record["seed"]) == ("an abacus", ["made by a test"], 0)
-    assert record["data"]["clips_by_kind"] == {"first": 2, "start": 0, "switch": 0, "far": 0, "long": 0}
+    assert record["data"]["clips_by_kind"] == {"first": 2, "start": 0, "switch": 0, "far": 0, "long": 0, "memory": 0}
     assert {stage["steps_taken"] for stage in record["stages"].values()} == {1}
 
 

@@ -12,7 +12,14 @@ from forcing_kv.tiny.scenes import random_scenes
 from forcing_kv.tiny.training import recipe as stages
 from forcing_kv.tiny.training import transformer as transformer_training
 from forcing_kv.tiny.training import vae as vae_training
-from forcing_kv.tiny.training.latents import FAR_CHUNKS, LONG_CHUNKS, START_CHUNKS, ClipGroup, LatentClips
+from forcing_kv.tiny.training.latents import (
+    FAR_CHUNKS,
+    LONG_CHUNKS,
+    MEMORY_CHUNKS,
+    START_CHUNKS,
+    ClipGroup,
+    LatentClips,
+)
 from forcing_kv.tiny.training.recipe import SHARDS, Recipe, Shard
 from forcing_kv.tiny.training.teacher_forcing import MIX, full_history
 from forcing_kv.tiny.training.trainer import Schedule, Trainer
@@ -23,6 +30,7 @@ from forcing_kv.tiny.training.transformer import (
     noise_levels,
     noised,
     weighted_error,
+    with_own_history,
 )
 from forcing_kv.tiny.training.vae import (
     add_vae_gradients,
@@ -61,6 +69,7 @@ def small_clips(*kinds):
         "switch": range(START_CHUNKS),
         "far": [0, *range(9, 9 + FAR_CHUNKS)],
         "long": range(LONG_CHUNKS),
+        "memory": range(MEMORY_CHUNKS),
     }
     groups = []
     for kind in kinds:
@@ -118,8 +127,8 @@ def test_transformer_learns_from_its_first_steps(tmp_path, first_chunks_only):
 
 
 def test_resumed_transformer_training_equals_uninterrupted(tmp_path, monkeypatch):
-    monkeypatch.setattr(transformer_training, "MIX", dict.fromkeys(("first", "start", "switch", "far"), 1.0))
-    clips = small_clips("first", "start", "switch", "far")
+    monkeypatch.setattr(transformer_training, "MIX", dict.fromkeys(("first", "start", "switch", "far", "memory"), 1.0))
+    clips = small_clips("first", "start", "switch", "far", "memory")
     whole = transformer_trainer(tmp_path / "whole", 6)
     run(whole, clips, 6)
     first = transformer_trainer(tmp_path / "parts", 6)
@@ -168,6 +177,34 @@ def test_every_kind_of_sample_fits_together(kind):
         loss = weighted_error(predicted(model, sample), sample)
     # The head is zero at first, so nothing is predicted.
     torch.testing.assert_close(loss, (sample.target.square() * sample.weights).mean())
+
+
+@pytest.mark.parametrize("kind", ["start", "far", "memory"])
+def test_own_history_is_what_the_model_makes_of_the_clip(kind):
+    """A model that knows the way back to the clip leaves the clip; one that predicts nothing leaves the noise."""
+    model, clips = TextAndTransformer(SMALL), small_clips(kind)
+    generator = torch.Generator().manual_seed(3)
+    sample = draw_sample(model, clips, kind, generator, batch_scale=0.01)
+    first = len(sample.layout.clean)
+    made_again = [place for place, frame in enumerate(sample.layout.clean) if frame in sample.layout.noisy]
+    assert made_again
+    seen = []
+
+    def right_velocity(levelled):
+        seen.append(levelled)
+        level = float(levelled.timesteps[0, first]) / 1000
+        assert torch.equal(levelled.timesteps[:, :first], sample.timesteps[:, :first])
+        return (levelled.latents - sample.clean) / level
+
+    own = with_own_history(sample, right_velocity, generator)
+    assert float(seen[0].timesteps[0, -1]) in (625.0, pytest.approx(833.333, abs=1e-3))
+    torch.testing.assert_close(own.latents[:, made_again], sample.clean[:, made_again], atol=1e-4, rtol=1e-4)
+    others = [place for place in range(own.latents.shape[1]) if place not in made_again]
+    assert torch.equal(own.latents[:, others], sample.latents[:, others])
+    assert torch.equal(own.target, sample.target)
+
+    noisy = with_own_history(sample, lambda levelled: torch.zeros_like(levelled.latents), generator)
+    assert (noisy.latents[:, made_again] - sample.clean[:, made_again]).std() > 0.3
 
 
 # The VAE

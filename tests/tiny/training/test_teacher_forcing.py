@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from forcing_kv import FrameGeometry, Full, StreamCache, Window
-from forcing_kv.tiny.training.latents import FAR_CHUNKS, LONG_CHUNKS, START_CHUNKS, ClipGroup
+from forcing_kv.tiny.training.latents import (
+    FAR_CHUNKS,
+    KINDS,
+    LONG_CHUNKS,
+    MEMORY_CHUNKS,
+    START_CHUNKS,
+    ClipGroup,
+)
 from forcing_kv.tiny.training.teacher_forcing import (
     MIX,
     LayoutMemory,
@@ -254,6 +261,7 @@ def test_a_window_predicts_what_a_rollout_does(sink_frames, recent_frames, whole
 
 def group_of(kind, *, switch_chunk=0, far_chunk=0):
     chunks = {"first": [0], "start": range(START_CHUNKS), "switch": range(START_CHUNKS), "long": range(LONG_CHUNKS)}
+    chunks["memory"] = range(MEMORY_CHUNKS)
     chunks["far"] = [0, *range(far_chunk, far_chunk + FAR_CHUNKS)]
     frames = tuple(3 * chunk + frame for chunk in chunks[kind] for frame in range(3))
     nothing = torch.zeros(1, len(frames), 1, 1, 1)
@@ -275,6 +283,7 @@ def group_of(kind, *, switch_chunk=0, far_chunk=0):
         *(group_of("switch", switch_chunk=chunk) for chunk in (1, 4)),
         *(group_of("far", far_chunk=chunk) for chunk in (1, 2, 80)),
         group_of("long"),
+        group_of("memory"),
     ],
     ids=lambda group: f"{group.kind}-{group.frames[3] // 3 if group.kind == 'far' else group.switch_chunk}",
 )
@@ -290,10 +299,12 @@ def test_random_layouts_stay_in_the_clip_and_every_token_reads_once(group):
         assert len(places) * 3 == len(layout.frames)
         for read in layout.reads:
             assert any(start <= read.queries[0] and read.queries[1] <= end for start, end in read.keys)
-        if group.kind != "long":  # its matrix is large
+        if group.kind not in ("long", "memory"):  # their matrices are large
             assert mask_of(layout).any(dim=1).all()
         # No noisy chunk shows what is before a switch: its caption would be wrong.
         assert min(layout.noisy) >= 3 * group.switch_chunk
+        # Nor a first chunk, where it may not name what the memory scenes' history shows.
+        assert group.kind != "memory" or min(layout.noisy) >= 3
         seen.add(layout)
         passes.append(num_samples * len(layout.frames))
     assert len(seen) == 1 if group.kind in ("first", "start", "switch") else len(seen) > 6
@@ -302,4 +313,4 @@ def test_random_layouts_stay_in_the_clip_and_every_token_reads_once(group):
 
 def test_all_kinds_of_clips_are_in_the_mix():
     assert sum(MIX.values()) == pytest.approx(1)
-    assert set(MIX) == {"first", "start", "switch", "far", "long"}
+    assert set(MIX) == set(KINDS)

@@ -2,8 +2,9 @@
 
 Four parts: free scenes, at first and at the end of a minute, memory scenes, and switches of prompts. In each, two
 ceilings stand beside the model's shares: the drawn clips, and the drawn clips through the VAE. All policies get the
-same prompts and the same noise, so that their differences are paired. The model's memory is shown by a window of less
-than a second of history, under which it must keep fewer objects.
+same prompts and the same noise, so that their differences are paired. In memory scenes the prompt names the objects for
+the first chunk only, so that later nothing but old frames tells what they were. That this takes memory is shown by a
+window of less than a second of history, under which the model must keep fewer objects.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from forcing_kv.geometry import pixel_frames
 from forcing_kv.models.weights import weights_sha256
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.tiny.prompts import caption
@@ -210,9 +212,16 @@ def _memory_part(pipeline: VideoPipeline, asked: Evaluation, ratios: list[float]
     num_frames = round(asked.memory_seconds * FRAMES_PER_SECOND)
 
     def made(policy: str) -> Maker[Clip]:
-        return lambda batch, first: streamed(
-            pipeline, _unnamed(batch), [slice(0, num_frames)], policy=policy, seed=asked.seed + first
-        )
+        return lambda batch, first: [
+            streamed_switches(
+                pipeline,
+                [(caption(clip.scene), caption(clip.scene, named=False)) for clip in batch],
+                pixel_frames(pipeline.preset.chunk_frames),
+                num_frames,
+                policy=policy,
+                seed=asked.seed + first,
+            )
+        ]
 
     def scored(clip: Clip, frames: Tensor) -> dict[str, Any]:
         rights, details = memory_rights(frames, clip.scene.motion)
@@ -306,10 +315,6 @@ def _part(videos: Mapping[str, Videos], from_seconds: float, to_seconds: float) 
 
 def _rights(videos: Videos) -> list[Rights]:
     return [video["right"] for video in videos]
-
-
-def _unnamed(clips: Sequence[Clip]) -> list[str]:
-    return [caption(clip.scene, named=False) for clip in clips]
 
 
 def _decoded(pipeline: VideoPipeline, videos: Tensor, ratios: list[float]) -> Tensor:

@@ -38,7 +38,7 @@ _MAX_LATE_FRAMES = 24  # 1.5 s; or early
 _MIN_RUN_FRAMES = 4  # what is seen, or not seen, for a shorter time is a flicker
 _MIN_WHOLE_FRAMES = 3
 _WHOLE = 0.92  # of the largest area of a visit, for the outline to be read
-_MAX_SIZE_RATIO = 1.22  # the two sizes are 1.5 apart
+_MAX_SIZE_RATIO = 1.2  # the two sizes are 1.43 apart
 _GAP = 2.0  # pixels to the pillar, or half the gap between two objects, for the outline to be read
 
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from forcing_kv.tiny.scoring.blobs import Blobs
 from forcing_kv.tiny.world import HEIGHT, SHAPES, SIZES, WIDTH, filled
 
-_REACH = 28  # pixels from its centre that an object is looked at; none is wider than 23
-_RADII = tuple(8.5 + 0.75 * step for step in range(20))
+_REACH = 28  # pixels from its centre that an object is looked at; none reaches further than 24
+_RADII = tuple(9.5 + 0.8 * step for step in range(20))
 _BLURS = (0.0, 1.0, 1.8, 2.6)  # sigma in pixels
 _MAX_ERROR = 0.15  # of a shape that can be told, as a share of the area; the true one has 0.01, any other 0.04 to 0.4
 

@@ -1,7 +1,8 @@
 """The transformer's training set: drawn clips, encoded once, kept in memory as bf16 latents.
 
-Five kinds of clips: *first* chunks alone, for there the prompt has to do everything; the *start* of streams; streams
-whose prompt *switches*; the sink and a piece of a stream *far* from its start; and *long* streams, whole.
+Six kinds of clips: *first* chunks alone, for there the prompt has to do everything; the *start* of streams; streams
+whose prompt *switches*; *memory* scenes until after the first return; the sink and a piece of a stream *far* from its
+start; and *long* streams, whole.
 """
 
 import random
@@ -25,13 +26,15 @@ START_CHUNKS = 7
 FAR_CHUNKS = 6
 LONG_CHUNKS = 80
 """60 s."""
+MEMORY_CHUNKS = 16
+"""12 s: long enough for the first return of every memory scene."""
 SWITCH_CHUNKS = (1, 2, 3, 4)
 """The chunks at which prompts switch in training."""
 
 _MAX_FAR_CHUNK = 80
 _WARMUP_FRAMES = 4  # latent frames encoded before a piece of a stream, and dropped: the VAE remembers little beyond
 _OBJECT_WEIGHT = 4.0
-_MEMORY_SHARE = {"first": 0.25, "start": 0.35, "far": 0.35, "long": 0.4, "switch": 0.0}
+_MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25, "long": 0.4, "switch": 0.0, "memory": 1.0}
 KINDS = tuple(_MEMORY_SHARE)
 
 
@@ -98,7 +101,8 @@ def sample_clips(
     latents = group.latents[picks[:, None], places].float()
     weights = 1 + _OBJECT_WEIGHT * group.near_object[picks[:, None], places].float()[:, :, None]
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    return latents, weights, [varied_caption(group.scenes[pick], rng) for pick in picks.tolist()]
+    always_named = group.kind == "first"  # no history tells what an object is
+    return latents, weights, [varied_caption(group.scenes[pick], rng, named=always_named) for pick in picks.tolist()]
 
 
 @torch.no_grad()
@@ -125,8 +129,8 @@ def encode_group(
     clips = [random_clip(rng, memory=rng.random() < _MEMORY_SHARE[kind]) for _ in range(num_clips)]
     switch_chunk = rng.choice(SWITCH_CHUNKS) if kind == "switch" else 0
     far_chunk = rng.randint(1, _MAX_FAR_CHUNK) if kind == "far" else 0
-    default_chunks = {"first": 1, "far": 1, "long": LONG_CHUNKS}.get(kind, START_CHUNKS)
-    num_frames = CHUNK_FRAMES * (num_chunks or default_chunks)
+    own_chunks = {"first": 1, "far": 1, "long": LONG_CHUNKS, "memory": MEMORY_CHUNKS}
+    num_frames = CHUNK_FRAMES * (num_chunks or own_chunks.get(kind, START_CHUNKS))
     parts, cells, scenes = [], [], []
     for clip in clips:
         after = _switched(clip, switch_chunk, rng) if switch_chunk else None

@@ -64,8 +64,9 @@ def _shards(kind: str, num_shards: int, num_clips: int) -> tuple[Shard, ...]:
 
 SHARDS = (
     *_shards("first", 6, 600),
-    *_shards("start", 20, 50),
+    *_shards("start", 16, 50),
     *_shards("switch", 10, 40),
+    *_shards("memory", 30, 14),
     *_shards("far", 36, 12),
     *_shards("long", 5, 4),
 )

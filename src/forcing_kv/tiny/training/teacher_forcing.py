@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcing_kv.tiny.training.latents import CHUNK_FRAMES, FAR_CHUNKS, LONG_CHUNKS, START_CHUNKS, ClipGroup
+from forcing_kv.tiny.training.latents import (
+    CHUNK_FRAMES,
+    FAR_CHUNKS,
+    LONG_CHUNKS,
+    MEMORY_CHUNKS,
+    START_CHUNKS,
+    ClipGroup,
+)
 
 SEGMENTS_PER_FRAME = 6
 
@@ -159,11 +166,13 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
     return Layout(clean=_frames_of(range(num_chunks)), noisy=_frames_of(noisy_chunks), reads=tuple(reads))
 
 
-MIX = {"first": 0.3, "start": 0.32, "switch": 0.12, "far": 0.21, "long": 0.05}
+MIX = {"first": 0.24, "start": 0.23, "switch": 0.14, "memory": 0.2, "far": 0.15, "long": 0.04}
 """Shares of the steps that each kind of clips gets."""
 
 _LEVELS_PER_CHUNK = 2
 """How often each chunk appears noisy: the history is computed once for all of them."""
+
+_MEMORY_NOISY_CHUNKS = 8
 
 
 def random_layout(group: ClipGroup, generator: torch.Generator, *, frame_tokens: int) -> tuple[Layout, int]:
@@ -177,6 +186,10 @@ def random_layout(group: ClipGroup, generator: torch.Generator, *, frame_tokens:
     if group.kind in ("start", "switch"):
         noisy = [*range(group.switch_chunk, START_CHUNKS)] * _LEVELS_PER_CHUNK
         return full_history(START_CHUNKS - 1, noisy, frame_tokens=frame_tokens), 4
+    if group.kind == "memory":
+        order = torch.randperm(MEMORY_CHUNKS - 1, generator=generator)
+        chosen = sorted(1 + chunk for chunk in order[:_MEMORY_NOISY_CHUNKS].tolist())
+        return full_history(MEMORY_CHUNKS - 1, chosen, frame_tokens=frame_tokens), 3
     if group.kind == "far":
         num_chunks = FAR_CHUNKS - 1
         keep = None

@@ -1,13 +1,14 @@
 """Training of the embedded model's transformer and text encoder, together, by teacher forcing.
 
 Each noisy chunk is denoised from a clean history in one pass over the whole sequence. Most noise levels are the ones
-that the few-step sampler visits. History frames get a little noise, against drift; moving parts of the picture weigh
-more, because most of it is background. Weights are kept in fp32 and computed with in bf16.
+that the few-step sampler visits. Against drift, history frames get a little noise, and in some steps are what the model
+itself makes of them. Moving parts of the picture weigh more, because most of it is background. Weights are kept in fp32
+and computed with in bf16.
 """
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,13 @@ TRANSFORMER_CONFIG = TransformerConfig(
     coordinates=True,
 )
 TRANSFORMER_SCHEDULE = Schedule(
-    num_steps=4400, learning_rate=3e-3, warmup_steps=60, decay_share=0.55, average_decay=0.998, muon=True
+    num_steps=6600,
+    stop_step=6310,
+    learning_rate=3e-3,
+    warmup_steps=60,
+    decay_share=0.55,
+    average_decay=0.998,
+    muon=True,
 )
 
 _SAMPLER = FewStepSampler()
@@ -50,6 +57,8 @@ _SAMPLING_SHARE = 0.6
 _FREE_SHIFT = 3.0
 _HISTORY_NOISE = 0.15
 _HISTORY_NOISE_SHARE = 0.6
+_OWN_HISTORY_SHARE = 0.3
+_OWN_HISTORY_KINDS = ("start", "switch", "far", "memory")
 
 
 class TextAndTransformer(nn.Module):
@@ -96,12 +105,18 @@ def add_transformer_gradients(
     sample = draw_sample(model, clips, kind, generator, batch_scale=batch_scale)
     names, values = zip(*model.named_parameters(), strict=True)
     weights = [value.detach().bfloat16().requires_grad_() for value in values]
-    velocity = functional_call(
-        model,
-        dict(zip(names, weights, strict=True)),
-        (sample.latents, sample.timesteps, sample.ids, sample.mask, sample.layout),
-    )
-    loss = weighted_error(velocity, sample)
+
+    def velocity_of(sample: Sample) -> Tensor:
+        velocity: Tensor = functional_call(
+            model,
+            dict(zip(names, weights, strict=True)),
+            (sample.latents, sample.timesteps, sample.ids, sample.mask, sample.layout),
+        )
+        return velocity
+
+    if kind in _OWN_HISTORY_KINDS and float(torch.rand((), generator=generator)) < _OWN_HISTORY_SHARE:
+        sample = with_own_history(sample, velocity_of, generator)
+    loss = weighted_error(velocity_of(sample), sample)
     for value, gradient in zip(values, torch.autograd.grad(loss, weights), strict=True):
         value.grad = gradient.float()
     return float(loss.detach())
@@ -127,12 +142,14 @@ class Sample:
 
     Attributes:
         layout: frames and reads.
-        latents: noised sequence fp32 [B, frames, C, h, w]; `timesteps` [B, frames] go with it.
+        clean: the sequence without noise, fp32 [B, frames, C, h, w].
+        latents: noised sequence, likewise; `timesteps` [B, frames] go with it.
         target: velocity of the noisy frames, and `weights` of its error, [B, noisy frames, C, h, w].
         ids: token ids and `mask`, [B, TEXT_LEN].
     """
 
     layout: Layout
+    clean: Tensor
     latents: Tensor
     timesteps: Tensor
     target: Tensor
@@ -156,6 +173,7 @@ def draw_sample(
     device = next(model.parameters()).device
     return Sample(
         layout=layout,
+        clean=clean.to(device),
         latents=latents.to(device),
         timesteps=timesteps.to(device),
         target=target[:, first:].to(device),
@@ -163,6 +181,34 @@ def draw_sample(
         ids=ids.to(device),
         mask=mask.to(device),
     )
+
+
+@torch.no_grad()
+def with_own_history(sample: Sample, velocity_of: Callable[[Sample], Tensor], generator: torch.Generator) -> Sample:
+    """The sample, its history as the model itself would leave it: with the errors that a stream is built on.
+
+    Every chunk that the sample has noisy is denoised once from one of the sampler's last two levels.
+
+    Args:
+        sample: a sample; its noisy frames stay as they are.
+        velocity_of: the model.
+        generator: of the level and the noise.
+    """
+    layout = sample.layout
+    first = len(layout.clean)
+    level = _SAMPLER.sigmas[-1 - int(torch.randint(2, (), generator=generator))]
+    noise = torch.randn(sample.target.shape, generator=generator).to(sample.latents.device)
+    noisy = (1 - level) * sample.clean[:, first:] + level * noise
+    timesteps = torch.cat(
+        [sample.timesteps[:, :first], torch.full_like(sample.timesteps[:, first:], level * 1000)], dim=1
+    )
+    levelled = replace(sample, latents=torch.cat([sample.latents[:, :first], noisy], dim=1), timesteps=timesteps)
+    made = noisy - level * velocity_of(levelled)[:, first:].float()
+    latents = sample.latents.clone()
+    for place, frame in enumerate(layout.clean):
+        if frame in layout.noisy:
+            latents[:, place] = made[:, layout.noisy.index(frame)]
+    return replace(sample, latents=latents)
 
 
 def weighted_error(velocity: Tensor, sample: Sample) -> Tensor:

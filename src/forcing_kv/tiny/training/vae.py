@@ -26,7 +26,7 @@ LATENT_COLS = WIDTH // 8
 VAE_SCHEDULE = Schedule(num_steps=3200, learning_rate=8e-4, decay_share=0.6)
 SHARPEN_SCHEDULE = Schedule(num_steps=1500, learning_rate=4e-4, decay_share=0.8)
 DECODER_SCHEDULE = Schedule(num_steps=1500, learning_rate=4e-4, decay_share=0.8)
-OBJECT_WEIGHT = 3.0
+OBJECT_WEIGHT = 5.0
 """How much more an object and its rim count than the ground, once the VAE is roughly trained."""
 
 _KL_WEIGHT = 1e-4

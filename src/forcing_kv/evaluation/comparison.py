@@ -1,0 +1,231 @@
+"""What is to be compared, checked as a whole before any model is loaded."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from forcing_kv.cache import check_kv_dtype
+from forcing_kv.errors import ConfigurationError
+from forcing_kv.evaluation.metrics import METRICS, Meter, Metric, Tools, open_flow, series_of, split_metrics
+from forcing_kv.evaluation.worlds import WORLDS, World
+from forcing_kv.generation.request import MAX_SEED, slug
+from forcing_kv.heads import HeadMap
+from forcing_kv.memory import PlannedStream, check_memory, plan_run
+from forcing_kv.models import ModelPreset, ModelSource
+from forcing_kv.pipeline import check_stream
+from forcing_kv.policies import CachePolicy, parse_policy
+from forcing_kv.step_cache import check_threshold
+from forcing_kv.video import WAN_VAE
+
+TOKENS_TOGETHER = 1500
+"""Prompts are made together while their chunks have no more tokens than this: fewer leave a machine idle."""
+
+MAX_TOGETHER = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        policies: Spellings; the reference is compared with whether it is among them or not.
+        reference: Spelling of the policy that the others are measured against.
+        num_frames: Pixel frames of each video, rounded up to whole chunks.
+        seed: Of the first prompt's noise; the next has one more.
+        resolution: Width and height in pixels; None for the model's own.
+        metrics: Names, or `all`.
+        flow: Kind of optical flow.
+        num_together: Prompts made together; None for what suits their size.
+        kv_dtype: How all caches store keys and values, the reference's too; None for as they are.
+        step_cache: Threshold under which denoising steps leave their blocks out, under all policies; None never does.
+
+    Raises:
+        ForcingKVError: An unknown metric or way to store the cache, or a number out of range.
+    """
+
+    policies: tuple[str, ...]
+    reference: str = "full"
+    num_frames: int
+    seed: int = 0
+    resolution: tuple[int, int] | None = None
+    metrics: str = "all"
+    flow: str = "dis"
+    num_together: int | None = None
+    kv_dtype: str | None = None
+    step_cache: float | None = None
+
+    def __post_init__(self) -> None:
+        split_metrics(self.metrics)
+        if self.num_frames < 1:
+            raise ConfigurationError(f"videos of {self.num_frames} frames cannot be made: ask for at least 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigurationError(f"seed {self.seed} is out of range: use 0 to {MAX_SEED}")
+        if self.num_together is not None and self.num_together < 1:
+            raise ConfigurationError(f"{self.num_together} prompts cannot be made together: use at least 1")
+        check_kv_dtype(self.kv_dtype, positions="absolute")
+        if self.step_cache is not None:
+            check_threshold(self.step_cache)
+
+    def parsed_policies(self, head_map: HeadMap | None) -> list[CachePolicy]:
+        """The policies, the reference first, each once.
+
+        Raises:
+            ForcingKVError: One that is unknown, cannot work, needs a head map that is not there, or is there twice.
+        """
+        reference = parse_policy(self.reference, head_map=head_map)
+        policies = [reference]
+        for spelling in self.policies:
+            policy = parse_policy(spelling, head_map=head_map)
+            if policy in policies[1:]:
+                raise ConfigurationError(f"policies: {spelling!r} is there twice, the other time as {policy.spec()!r}")
+            if policy != reference:
+                policies.append(policy)
+        if len(policies) == 1:
+            raise ConfigurationError(
+                f"policies {','.join(self.policies)!r} name the reference {reference.spec()} only: name another one too"
+            )
+        return policies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The metrics of a comparison, and what measures them here.
+
+    Attributes:
+        metrics: That are measured.
+        left_out: Name of a metric that `all` would have -> why it is not measured.
+        meters: By name of the series.
+        flow: What stands beside figures that rest on optical flow; None where none does.
+        world: What judges videos; None where nothing does.
+    """
+
+    metrics: tuple[Metric, ...]
+    left_out: dict[str, str]
+    meters: dict[str, Meter]
+    flow: str | None
+    world: World | None
+
+
+def choose_metrics(asked: Comparison, preset: ModelPreset, *, device: torch.device) -> Chosen:
+    """The metrics that can be measured; those asked for by name must be.
+
+    Args:
+        asked: What is compared.
+        preset: Of the model.
+        device: Where networks that measure run.
+
+    Raises:
+        ConfigurationError: A library that every comparison needs is missing, or one that a metric needs which was asked
+            for by name; or a world score is asked for where nothing judges.
+        UnknownNameError: An unknown kind of optical flow.
+    """
+    is_all = asked.metrics.strip() == "all"
+    tools = Tools(flow=asked.flow, device=device)
+    chosen: list[Metric] = []
+    left_out: dict[str, str] = {}
+    meters: dict[str, Meter] = {}
+    world: World | None = None
+    for name in split_metrics(asked.metrics):
+        metric = METRICS[name]
+        try:
+            if metric.needs_world:
+                world = _world(asked, preset)
+            meters |= {series.name: series.open(tools) for series in metric.series if series.name not in meters}
+        except ConfigurationError as error:
+            if not (is_all and (metric.is_optional or metric.needs_world)):
+                raise
+            left_out[name] = str(error)
+        else:
+            chosen.append(metric)
+    if not chosen:
+        raise ConfigurationError(f"no metric is left of {asked.metrics!r}: {'; '.join(left_out.values())}")
+    uses_flow = any(metric.uses_flow for metric in chosen)
+    return Chosen(
+        metrics=tuple(chosen),
+        left_out=left_out,
+        meters={series.name: meters[series.name] for series in series_of(chosen)},
+        flow=open_flow(asked.flow, device).label if uses_flow else None,
+        world=world,
+    )
+
+
+def _world(asked: Comparison, preset: ModelPreset) -> World:
+    if preset.name not in WORLDS:
+        raise ConfigurationError(
+            f"nothing here judges what {preset.name} shows: a world score is there for {', '.join(WORLDS)}"
+        )
+    world = WORLDS[preset.name]()
+    width, height = asked.resolution or preset.default_resolution
+    world.check(width=width, height=height, fps=preset.fps, num_frames=asked.num_frames)
+    return world
+
+
+def plan_comparison(
+    asked: Comparison,
+    source: ModelSource,
+    *,
+    num_prompts: int,
+    head_map: HeadMap | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    skip_memory_check: bool = False,
+) -> list[PlannedStream]:
+    """Plans one stream per policy, the reference first; nothing is loaded.
+
+    Args:
+        asked: What is compared.
+        source: The model.
+        num_prompts: How many.
+        head_map: Roles of its heads.
+        device: Where it will run.
+        dtype: What it will compute in.
+        skip_memory_check: Whether streams that the device cannot hold are planned all the same.
+
+    Raises:
+        ForcingKVError: A policy that cannot work here, or that the device cannot hold.
+    """
+    planned = []
+    for policy in asked.parsed_policies(head_map):
+        stream = plan_run(
+            source.config,
+            source.preset,
+            "any",
+            num_frames=asked.num_frames,
+            num_videos=1,
+            head_map=head_map,
+            policy=policy,
+            resolution=asked.resolution,
+            kv_dtype=asked.kv_dtype,
+            step_cache=asked.step_cache,
+            dtype=dtype,
+            device=device,
+            vae=WAN_VAE if source.preset.components else None,  # any other is known when it is loaded
+        )
+        size = min(num_prompts, num_together(asked, chunk_tokens=stream.geometry.chunk_tokens))
+        stream = replace(stream, batch_size=size, other_policies=())  # another policy is no answer here
+        check_stream(
+            source.preset,
+            stream.geometry,
+            policy,
+            num_chunks=stream.num_chunks,
+            kv_dtype=asked.kv_dtype,
+            step_cache=asked.step_cache,
+        )
+        if not skip_memory_check:
+            check_memory(stream)
+        planned.append(stream)
+    return planned
+
+
+def num_together(asked: Comparison, *, chunk_tokens: int) -> int:
+    """How many prompts are made together, if there are so many."""
+    return asked.num_together or max(1, min(MAX_TOGETHER, TOKENS_TOGETHER // chunk_tokens))
+
+
+def folder_name(policy: CachePolicy) -> str:
+    """A folder's name for a policy: its own name and, where it has settings, a hash of them."""
+    spec = policy.spec()
+    if spec == policy.name:
+        return slug(spec)
+    return f"{slug(policy.name)}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
