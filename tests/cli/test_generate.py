@@ -240,7 +240,12 @@ def test_ctrl_c_ends_the_video_early(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("a circle", "-o", "v.mp4", "--frames", 4005, "--json", "r.json")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(program(tiny_model_folder, *arguments), **pipes) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, for good
+    try:
+        process = subprocess.Popen(program(tiny_model_folder, *arguments), **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         _wait_for(partial_folder("v.mp4") / "segment-00001.mp4", process)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
