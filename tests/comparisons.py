@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from forcing_kv.evaluation import Comparison
-from forcing_kv.evaluation.comparison import Chosen
+from forcing_kv.evaluation.comparison import Chosen, Contestant
 from forcing_kv.evaluation.finished import ComparedVideo
 from forcing_kv.evaluation.metrics import METRICS, Measured
 from forcing_kv.evaluation.run import Compared
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.policies import parse_policy
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video.h264 import encode_mp4
 
 CHUNK_FRAMES = 3
@@ -80,7 +81,7 @@ def compared(videos, folder: Path, *, metrics=None, size=(48, 32), not_judged=No
     return Compared(
         asked=Comparison(policies=tuple(specs), num_frames=first.num_frames, seed=7),
         prompts=tuple(f"prompt <{index}> & more" for index in range(num_prompts)),
-        policies=tuple(policies),
+        contestants=tuple(Contestant(policy=policy, options=StreamOptions()) for policy in policies),
         chosen=Chosen(
             metrics=tuple(METRICS[name] for name in metrics),
             left_out={"lpips": "LPIPS needs lpips"},
@@ -101,6 +102,8 @@ def compared(videos, folder: Path, *, metrics=None, size=(48, 32), not_judged=No
             "num_chunks": len(first.chunk_starts),
             "chunk_frames": CHUNK_FRAMES,
             "timesteps": [1000.0, 937.5, 833.3, 625.0],
+            "precision": None,
+            "positions": "absolute",
             "kv_dtype": None,
             "step_cache": None,
             "steps_skipped": 0,

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from forcing_kv.heads import HeadMap
 from forcing_kv.models import ModelPreset, save_model
 from forcing_kv.wan import CausalWanTransformer, TransformerConfig
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: its kernels run on the CPU then
 torch.set_num_threads(1)  # everything here is small: threads would only wait for each other
 
 

@@ -37,18 +37,22 @@ class PeakMemory(TorchDispatchMode):
 @contextmanager
 def dry_run():
     """A `PeakMemory` in an environment where attention has no score matrix and copies to the host stay on meta."""
-    attention, to_host = F.scaled_dot_product_attention, torch.Tensor.cpu
+    attention, to_host, convert = F.scaled_dot_product_attention, torch.Tensor.cpu, torch.Tensor.to
 
     def fused_attention(q, k, v):
         return torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # the layout in which the fused kernels write
 
+    def convert_on_meta(tensor, *args, **kwargs):
+        return tensor if tensor.is_meta and args[:1] == ("cpu",) else convert(tensor, *args, **kwargs)
+
     F.scaled_dot_product_attention = fused_attention
     torch.Tensor.cpu = lambda tensor: tensor if tensor.is_meta else to_host(tensor)
+    torch.Tensor.to = convert_on_meta
     try:
         with torch.no_grad(), PeakMemory() as memory:
             yield memory
     finally:
-        F.scaled_dot_product_attention, torch.Tensor.cpu = attention, to_host
+        F.scaled_dot_product_attention, torch.Tensor.cpu, torch.Tensor.to = attention, to_host, convert
 
 
 def _tensors(tree):

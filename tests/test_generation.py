@@ -21,6 +21,7 @@ from forcing_kv.generation import (
 from forcing_kv.generation.request import MAX_SEED, slug
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import VideoWriter, probe, read_video
 from forcing_kv.video.writer import partial_folder
 
@@ -196,7 +197,7 @@ def test_resume_refuses_other_settings(pipeline, tmp_path):
         ({"prompts": prompt_schedule("a blue square")}, "prompt 'a red circle', not 'a blue square'"),
         ({"prompts": PROMPT, "seed": 4}, "seed 0, not 4"),
         ({"prompts": PROMPT, "policy": "full"}, "policy 'forcing-kv.*', not 'full'"),
-        ({"prompts": PROMPT, "positions": "relative"}, "positions 'absolute', not 'relative'"),
+        ({"prompts": PROMPT, "options": StreamOptions(positions="relative")}, "positions 'absolute', not 'relative'"),
     ):
         with pytest.raises(OutputError, match=message):
             generate_video(pipeline, VideoRequest(**change, **settings), resume=True)

@@ -19,7 +19,9 @@ def test_folders_of_long_runs(tmp_path):
         check(tmp_path)
     check(tmp_path, resume=True)
     check(tmp_path, overwrite=True)
+    with pytest.raises(OutputError, match=r"--resume goes on with the comparison in .*: give one"):
+        check(tmp_path, resume=True, overwrite=True)
     with pytest.raises(OutputError, match="is a file"):
-        check(tmp_path / "file", resume=True, overwrite=True)
+        check(tmp_path / "file", overwrite=True)
     with pytest.raises(OutputError, match="is a file"):
         check(tmp_path / "file" / "below")

@@ -11,14 +11,15 @@ from forcing_kv import (
     ScheduledPrompt,
     SnapshotError,
     StreamSnapshot,
-    UnknownNameError,
     VideoPipeline,
 )
 from forcing_kv.cache import POSITIONS
 from forcing_kv.prompt_schedule import prompt_schedule
+from forcing_kv.stream_options import StreamOptions
 
 RED = "a red circle moves right"
 BLUE = "a blue square moves left"
+RELATIVE = StreamOptions(positions="relative")
 POLICIES = [
     "forcing-kv",
     "full",
@@ -79,7 +80,10 @@ def test_policies_agree_until_they_forget(pipeline, policy):
     [("full", 7), ("window:window_frames=6,sink_frames=0", 7), ("window:window_frames=12,sink_frames=3", 4)],
 )
 def test_relative_positions_are_absolute_ones_until_the_sink_is_drawn_near(pipeline, policy, num_alike):
-    streams = [start(pipeline, policy=policy, positions=positions, num_frames=81) for positions in POSITIONS]
+    streams = [
+        start(pipeline, policy=policy, options=StreamOptions(positions=positions), num_frames=81)
+        for positions in POSITIONS
+    ]
     alike = [torch.allclose(a.latents, b.latents, atol=1e-4) for a, b in zip(*streams, strict=True)]
     assert alike == [index < num_alike for index in range(7)]
 
@@ -90,7 +94,9 @@ def test_a_restored_stream_with_relative_positions_goes_on_bit_for_bit(pipeline,
     schedule = [ScheduledPrompt(text=RED), ScheduledPrompt(at_seconds=3.0, text=BLUE)]
 
     def fresh(positions="relative"):
-        return start(pipeline, prompt=schedule, policy=policy, positions=positions, keep_sink=keep_sink)
+        return start(
+            pipeline, prompt=schedule, policy=policy, options=StreamOptions(positions=positions), keep_sink=keep_sink
+        )
 
     stream, other = fresh(), fresh()
     assert all(chunk.first_frame == 3 * chunk.index for chunk in islice(stream, 4))
@@ -232,19 +238,18 @@ def test_pixel_frames_are_counted_right(pipeline):
         ({"num_videos": 0}, ConfigurationError, "num_videos=0"),
         ({"recache_frames": 0}, ConfigurationError, "recache_frames=0 keeps nothing"),
         ({"policy": "forcing-kv:segments_per_frame=5"}, ConfigurationError, "does not divide the 6 tokens"),
-        ({"positions": "near"}, UnknownNameError, "unknown positions 'near'; choose one of: absolute, relative"),
         (
-            {"positions": "relative", "policy": "window:window_frames=30"},
+            {"options": RELATIVE, "policy": "window:window_frames=30"},
             ConfigurationError,
             "reads 30 latent frames .* trained at 21; let it keep fewer, or use --positions absolute",
         ),
-        ({"positions": "relative", "policy": "full"}, ConfigurationError, "cannot hold an endless stream"),
+        ({"options": RELATIVE, "policy": "full"}, ConfigurationError, "cannot hold an endless stream"),
         (
-            {"positions": "relative", "policy": "full", "num_frames": 82},
+            {"options": RELATIVE, "policy": "full", "num_frames": 82},
             ConfigurationError,
             "cannot hold a stream of 24 latent frames",
         ),
-        ({"positions": "relative", "recache_frames": 30}, ConfigurationError, "recache_frames=30 .* at most 21"),
+        ({"options": RELATIVE, "recache_frames": 30}, ConfigurationError, "recache_frames=30 .* at most 21"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(pipeline, settings, error, message):

@@ -7,6 +7,7 @@ import torch
 
 from forcing_kv import ConfigurationError, SnapshotError, VideoPipeline
 from forcing_kv.step_cache import POLYNOMIAL, StepCache, modulation_changes, skipped_steps
+from forcing_kv.stream_options import StreamOptions
 from small_transformer import Dense, build
 
 TIMESTEPS = (1000.0, 900.0, 500.0, 10.0)
@@ -64,6 +65,12 @@ def test_changes_are_those_of_the_modulation():
         assert changes[at] == pytest.approx(float((e1 - e0).abs().mean() / e0.abs().mean()))
 
 
+def begin(model, number):
+    """The pass of a step, before its blocks."""
+    level = model.noise_level(TIMESTEPS[number])
+    return model.begin(noisy(number), level.timesteps, arguments(model)["positions"], level.modulation)
+
+
 @torch.no_grad()
 def test_a_step_that_is_left_out_adds_the_newest_residual():
     model = build()
@@ -72,12 +79,12 @@ def test_a_step_that_is_left_out_adds_the_newest_residual():
     assert cached.skipped == (False, True, True, True)
     first = cached(noisy(0), TIMESTEPS[0], **arguments(model))
     torch.testing.assert_close(first, model.at_level(noisy(0), TIMESTEPS[0], **arguments(model)), rtol=0, atol=0)
-    begun = model.begin(noisy(0), torch.full((2, 3), TIMESTEPS[0]), arguments(model)["positions"])
+    begun = begin(model, 0)
     residual = model.run_blocks(begun, **arguments(model)) - begun.x
     count = blocks.count
     for number, timestep in enumerate(TIMESTEPS[1:], start=1):
         out = cached(noisy(number), timestep, **arguments(model))
-        begun = model.begin(noisy(number), torch.full((2, 3), timestep), arguments(model)["positions"])
+        begun = begin(model, number)
         torch.testing.assert_close(out, model.finish(begun, begun.x + residual), rtol=0, atol=0)
     assert blocks.count == count
 
@@ -110,7 +117,7 @@ def start(pipeline, **settings):
 @pytest.mark.parametrize("kv_dtype", [None, "int8"])
 def test_with_any_policy_the_commit_pass_is_always_made(pipeline, policy, kv_dtype):
     blocks = CountingBlocks(pipeline.transformer)
-    stream = start(pipeline, policy=policy, kv_dtype=kv_dtype, step_cache=1e9)
+    stream = start(pipeline, policy=policy, options=StreamOptions(kv_dtype=kv_dtype, step_cache=1e9))
     for number in range(1, 5):
         assert next(stream).latents.isfinite().all()
         assert blocks.count == 2 * number  # the first step and the commit pass
@@ -118,7 +125,7 @@ def test_with_any_policy_the_commit_pass_is_always_made(pipeline, policy, kv_dty
 
 
 def test_streams_have_their_own(pipeline):
-    settings = [{"seed": 1, "step_cache": 1e9}, {"seed": 2, "step_cache": 1e9}]
+    settings = [{"seed": seed, "options": StreamOptions(step_cache=1e9)} for seed in (1, 2)]
     apart = [torch.cat([chunk.latents for chunk in islice(start(pipeline, **each), 3)]) for each in settings]
     streams = [start(pipeline, **each) for each in settings]
     together = [[next(stream).latents for stream in streams] for _ in range(3)]
@@ -127,7 +134,7 @@ def test_streams_have_their_own(pipeline):
 
 
 def test_a_snapshot_of_a_stream_without_it_is_refused(pipeline):
-    plain, cached = start(pipeline), start(pipeline, step_cache=0.2)
+    plain, cached = start(pipeline), start(pipeline, options=StreamOptions(step_cache=0.2))
     next(plain)
     with pytest.raises(SnapshotError, match="step_cache"):
         cached.restore(plain.snapshot())

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from forcing_kv.rollout import Chunk as Chunk
     from forcing_kv.rollout import VideoStream as VideoStream
     from forcing_kv.snapshot import StreamSnapshot as StreamSnapshot
+    from forcing_kv.stream_options import StreamOptions as StreamOptions
+    from forcing_kv.video import DecoderOptions as DecoderOptions
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,7 @@ _HOME = {
     "CheckpointError": "errors",
     "Chunk": "rollout",
     "ConfigurationError": "errors",
+    "DecoderOptions": "video",
     "DummyForcing": "policies",
     "ForcingKV": "policies",
     "ForcingKVError": "errors",
@@ -55,6 +58,7 @@ _HOME = {
     "ScheduledPrompt": "prompt_schedule",
     "SnapshotError": "errors",
     "StreamCache": "cache",
+    "StreamOptions": "stream_options",
     "StreamSnapshot": "snapshot",
     "UnknownNameError": "errors",
     "VideoPipeline": "pipeline",

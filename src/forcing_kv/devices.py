@@ -32,6 +32,22 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return DTYPES[dtype]
 
 
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def finish_stream(device: torch.device) -> None:
+    """Waits until what this thread has given the device is done; what other streams do there goes on."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    else:
+        synchronize(device)
+
+
 def _cpu_multiplies_bfloat16() -> bool:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and newer say
     return capabilities.get("amx_bf16", False)

@@ -73,8 +73,13 @@ def check_work_folder(folder: Path, *, what: str, resume: bool, overwrite: bool)
         overwrite: Whether it is replaced.
 
     Raises:
-        OutputError: It holds something, and is neither to be gone on with nor to be replaced; or it cannot be written.
+        OutputError: It holds something, and is neither to be gone on with nor to be replaced, or is to be both; or it
+            cannot be written.
     """
+    if resume and overwrite:
+        raise OutputError(
+            f"--resume goes on with the {what} in {folder}, --overwrite starts it over: give one of the two"
+        )
     if not folder.exists():
         check_new_folder(folder)
         return

@@ -13,22 +13,25 @@ import torch
 from torch import Tensor
 
 from forcing_kv import memory
-from forcing_kv.cache import POSITIONS, StreamCache, check_kv_dtype, check_relative_positions
+from forcing_kv.cache import StreamCache, check_relative_positions
 from forcing_kv.continuation import given_latents, latents_resolution
 from forcing_kv.devices import resolve_device, resolve_dtype
-from forcing_kv.errors import ConfigurationError, UnknownNameError
+from forcing_kv.errors import ConfigurationError
+from forcing_kv.execution import CompiledPieces, pass_runner
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.heads import HeadMap
 from forcing_kv.memory import MemoryNeed, PlannedStream
 from forcing_kv.models import ModelPreset, ModelSource, find_model
+from forcing_kv.models.components import channels_last
 from forcing_kv.policies import CachePolicy, parse_policy
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
 from forcing_kv.rollout import VideoStream
 from forcing_kv.sampling import SeededNoise
-from forcing_kv.step_cache import check_threshold
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.text import PromptEncoder, encode_within
-from forcing_kv.video import StreamingVaeDecoder, VaeSize
-from forcing_kv.wan import CausalWanTransformer
+from forcing_kv.video import DecoderOptions, TinyDecoder, compiled_decoder, load_tiny_decoder
+from forcing_kv.video.decoders import StreamingDecoder, decoder_dtype, decoder_size, describe_decoder, new_decoder
+from forcing_kv.wan import CausalWanTransformer, check_precision
 
 
 class VideoPipeline:
@@ -41,6 +44,8 @@ class VideoPipeline:
         vae: diffusers' `AutoencoderKLWan`; None gives latents only.
         head_map: Roles of the heads; None restricts the policies to those that need none.
         weights: What tells the transformer's weights from others of the same model.
+        decoding: How latents become pixels; dtype and layout are those that `vae` and `tiny_decoder` have.
+        tiny_decoder: Decodes in place of `vae`.
 
     Raises:
         HeadMapError: The map does not fit the transformer.
@@ -55,6 +60,8 @@ class VideoPipeline:
         vae: Any = None,
         head_map: HeadMap | None = None,
         weights: str = "",
+        decoding: DecoderOptions = DecoderOptions(),
+        tiny_decoder: TinyDecoder | None = None,
     ) -> None:
         self.preset = preset
         self.transformer = transformer
@@ -62,6 +69,10 @@ class VideoPipeline:
         self.vae = vae
         self.head_map = head_map
         self.weights = weights
+        self.decoding = decoding
+        self.tiny_decoder = tiny_decoder
+        self._compiled_decoder = compiled_decoder(vae) if decoding.compiled and vae is not None else None
+        self._compiled: CompiledPieces | None = None
         if head_map is not None:
             config = transformer.config
             head_map.check_fits(num_layers=config.num_layers, num_heads=config.num_heads)
@@ -77,8 +88,10 @@ class VideoPipeline:
         components: str | Path | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        precision: str | None = None,
         text_encoder_device: str | torch.device = "auto",
         head_map: HeadMap | str | Path | None = None,
+        decoding: DecoderOptions = DecoderOptions(),
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "VideoPipeline":
         """Loads a model; what is not on this machine is downloaded from the hub.
@@ -90,12 +103,17 @@ class VideoPipeline:
             components: Folder with `vae`, `text_encoder` and `tokenizer` in place of the model's own.
             device: `auto` takes a CUDA GPU if there is one, else the CPU.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on a GPU, float32 on a CPU.
+            precision: `fp8` for the linear layers of all blocks but the first and the last, on a GPU that multiplies it
+                (or, slowly, on a CPU); None for `dtype`.
             text_encoder_device: Where prompts are encoded; `auto` is `device` if it has room, else the CPU.
             head_map: A head map or its file, in place of the model's own.
+            decoding: How latents become pixels: by the model's VAE, which suits the device, or by a tiny decoder, whose
+                file it names; then no VAE is loaded.
             on_progress: Told the number of weights loaded, and of all.
 
         Raises:
-            UnknownNameError: No such model, device or dtype.
+            UnknownNameError: No such model, device, dtype or precision.
+            ConfigurationError: A precision that the device or the model does not allow.
             CheckpointError: Files that cannot be had, are broken, or do not fit.
             HeadMapError: The head map cannot be read or does not fit.
         """
@@ -103,8 +121,10 @@ class VideoPipeline:
             find_model(model, weights=weights, lora=lora, components=components),
             device=device,
             dtype=dtype,
+            precision=precision,
             text_encoder_device=text_encoder_device,
             head_map=head_map,
+            decoding=decoding,
             on_progress=on_progress,
         )
 
@@ -115,26 +135,55 @@ class VideoPipeline:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        precision: str | None = None,
         text_encoder_device: str | torch.device = "auto",
         head_map: HeadMap | str | Path | None = None,
+        decoding: DecoderOptions = DecoderOptions(),
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "VideoPipeline":
         """Loads what `find_model` found; the arguments are those of `from_pretrained`."""
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
+        check_precision(precision, source.config, dtype=dtype, device=device)
         encoder_device = None if text_encoder_device == "auto" else resolve_device(text_encoder_device)
         if isinstance(head_map, str | Path):
             head_map = HeadMap.load(head_map)
         source.warn_of_licence()
+        transformer = source.load_transformer(dtype=dtype, device=device, precision=precision, on_progress=on_progress)
+        vae, tiny_decoder = None, None
+        vae_dtype = decoding.dtype_beside(dtype, device)
+        if decoding.file is None:
+            vae = source.components.load_vae(
+                dtype=vae_dtype, device=device, is_channels_last=decoding.is_channels_last(device)
+            )
+        else:
+            tiny_decoder = load_tiny_decoder(decoding.file, dtype=vae_dtype, device=device)
+            if decoding.is_channels_last(device):
+                channels_last(tiny_decoder)
         return cls(
             preset=source.preset,
-            transformer=source.load_transformer(dtype=dtype, device=device, on_progress=on_progress),
+            transformer=transformer,
             encode_prompt=source.components.prompt_encoder(
                 source.config, dtype=dtype, device=device, encoder_device=encoder_device
             ),
-            vae=source.components.load_vae(dtype=dtype, device=device),
+            vae=vae,
             head_map=source.head_map if head_map is None else head_map,
             weights=source.weights_label(),
+            decoding=decoding,
+            tiny_decoder=tiny_decoder,
+        )
+
+    def with_transformer(self, transformer: CausalWanTransformer) -> "VideoPipeline":
+        """The same with another transformer of the same sizes; VAE and text encoder are shared."""
+        return VideoPipeline(
+            preset=self.preset,
+            transformer=transformer,
+            encode_prompt=self.encode_prompt,
+            vae=self.vae,
+            head_map=self.head_map,
+            weights=self.weights,
+            decoding=self.decoding,
+            tiny_decoder=self.tiny_decoder,
         )
 
     @property
@@ -146,6 +195,30 @@ class VideoPipeline:
     def dtype(self) -> torch.dtype:
         """What the transformer computes in."""
         return self.transformer.dtype
+
+    @property
+    def is_overlapped(self) -> bool:
+        """Whether a video file's chunks are decoded and written beside the diffusion of the next one."""
+        return self.decoding.is_overlapped(self.device)
+
+    def decoder(self) -> StreamingDecoder | None:
+        """A decoder for a new stream; None where the model gives latents only."""
+        return None if self._decoder is None else new_decoder(self._decoder, compiled=self._compiled_decoder)
+
+    def decoder_settings(self) -> dict[str, Any]:
+        """What reports say of the decoder: which, in what dtype and layout, compiled or not, overlapped or not."""
+        if self._decoder is None:
+            return {"decoder": None}
+        return {
+            **describe_decoder(self._decoder),
+            "decoder_compiled": self._compiled_decoder is not None,
+            "overlapped": self.is_overlapped,
+        }
+
+    @property
+    def precision(self) -> str | None:
+        """Of the linear layers: `fp8`, or None for `dtype`."""
+        return self.transformer.precision
 
     def geometry(self, resolution: tuple[int, int] | None = None) -> FrameGeometry:
         """Shape of a stream at a resolution (width, height in pixels; None for the model's own).
@@ -170,12 +243,11 @@ class VideoPipeline:
         resolution: tuple[int, int] | None = None,
         num_frames: int | None = None,
         num_videos: int | None = None,
-        positions: str = "absolute",
         keep_sink: bool = False,
         recache_frames: int | None = None,
-        kv_dtype: str | None = None,
-        step_cache: float | None = None,
+        options: StreamOptions = StreamOptions(),
         decode: bool = True,
+        decode_apart: bool = False,
         continue_from: Tensor | None = None,
         check_memory: bool = True,
     ) -> VideoStream:
@@ -188,14 +260,12 @@ class VideoPipeline:
             resolution: Width and height in pixels; None for that of `continue_from`, or the model's own.
             num_frames: Pixel frames to make, rounded up to whole chunks; None streams for ever.
             num_videos: Videos made together; None for as many as there are texts.
-            positions: `absolute` counts frames from the start of the stream; `relative` counts within what the cache
-                holds, so that no temporal distance exceeds the frames the model was trained at.
             keep_sink: Whether the sink frames outlive a change of prompt.
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
-            kv_dtype: How the cache stores keys and values: `int8` or `fp8`, or None for as they are.
-            step_cache: TeaCache's threshold under which a denoising step leaves its blocks out (published: 0.2); None
-                never does.
+            options: How it is computed: positions, storage of the cache, step cache, attention back end, execution.
             decode: Whether chunks carry pixel frames, or latents only.
+            decode_apart: Chunks carry latents only, and the caller decodes them with a `decoder()` of its own, beside
+                the next chunk if it likes (`video.ChunkOutput`); the memory for that is counted.
             continue_from: Latents that the video begins with, standardised, [frames, channels, height, width] as
                 `--save-latents` keeps them, or with a batch axis in front as the chunks of a stream have. Their whole
                 chunks come first, marked `given`, and `num_frames` are made after them.
@@ -228,22 +298,11 @@ class VideoPipeline:
             given_frames=given_frames,
             num_videos=batch_size,
             recache_frames=recache_frames,
-            kv_dtype=kv_dtype,
-            step_cache=step_cache,
+            options=options,
             decode=decode,
         )
         geometry = planned.geometry
-        check_stream(
-            self.preset,
-            geometry,
-            planned.policy,
-            num_chunks=planned.num_chunks,
-            positions=positions,
-            keep_sink=keep_sink,
-            recache_frames=recache_frames,
-            kv_dtype=kv_dtype,
-            step_cache=step_cache,
-        )
+        check_stream(self.preset, planned, keep_sink=keep_sink, recache_frames=recache_frames)
         # The text encoder counts as memory to be had: it is given up where the run needs it.
         loaded_bytes = planned.need().model_bytes + self.encode_prompt.bytes_on(self.device)
         if check_memory:
@@ -260,10 +319,11 @@ class VideoPipeline:
             planned.policy,
             batch_size=batch_size,
             dtype=self.dtype,
-            kv_dtype=kv_dtype,
+            kv_dtype=options.kv_dtype,
             device=self.device,
             head_order=self.transformer.head_order,
-            rotation=self.transformer.temporal_shift() if positions == "relative" else None,
+            rotation=self.transformer.temporal_shift() if options.positions == "relative" else None,
+            attention=options.attention,
         )
         _, patch_rows, patch_cols = self.transformer.config.patch_size
         latent_shape = (
@@ -280,14 +340,20 @@ class VideoPipeline:
             noise=SeededNoise(seed, latent_shape, device=self.device),
             encode_prompt=encode_prompt,
             prompts=prompts,
-            decoder=StreamingVaeDecoder(self.vae) if decode and self.vae is not None else None,
+            decoder=self.decoder() if decode and not decode_apart else None,
             num_chunks=planned.num_chunks,
             recache_frames=recache_frames,
             keep_sink=keep_sink,
-            step_cache=step_cache,
+            step_cache=options.step_cache,
             fps=self.preset.fps,
+            run_pass=pass_runner(options.execution, self.transformer, compiled=self._compiled_pieces(options)),
             given=given,
-            identity={"model": self.preset.name, "weights": self.weights, "seed": seed},
+            identity={
+                "model": self.preset.name,
+                "weights": self.weights,
+                "precision": self.precision,
+                "seed": seed,
+            },
         )
 
     def memory_need(
@@ -321,8 +387,7 @@ class VideoPipeline:
         given_frames: int = 0,
         num_videos: int | None = None,
         recache_frames: int | None = None,
-        kv_dtype: str | None = None,
-        step_cache: float | None = None,
+        options: StreamOptions = StreamOptions(),
         decode: bool = True,
     ) -> PlannedStream:
         """What decides the memory of the stream that `stream` would start with these arguments."""
@@ -334,14 +399,16 @@ class VideoPipeline:
             given_frames=given_frames,
             num_videos=num_videos,
             recache_frames=recache_frames,
-            kv_dtype=kv_dtype,
-            step_cache=step_cache,
+            options=options,
+            precision=self.precision,
             head_map=self.head_map,
             policy=policy,
             resolution=resolution,
             dtype=self.dtype,
             device=self.device,
-            vae=VaeSize.of(self.vae) if decode and self.vae is not None else None,
+            vae=decoder_size(self._decoder) if decode and self._decoder is not None else None,
+            vae_dtype=None if self._decoder is None else decoder_dtype(self._decoder),
+            overlapped=self.is_overlapped,
         )
 
     def num_chunks(self, num_frames: int, *, given_frames: int = 0) -> int:
@@ -366,47 +433,45 @@ class VideoPipeline:
         chunks = self.stream(prompt, num_frames=num_frames, **settings)
         return torch.cat([chunk.frames for chunk in chunks if chunk.frames is not None], dim=1)
 
+    @property
+    def _decoder(self) -> Any:
+        return self.vae if self.tiny_decoder is None else self.tiny_decoder
+
+    def _compiled_pieces(self, options: StreamOptions) -> CompiledPieces | None:
+        """What all streams that compile share, made for the first of them."""
+        if self._compiled is None and options.way.compiles:
+            self._compiled = CompiledPieces()
+        return self._compiled
+
 
 def check_stream(
     preset: ModelPreset,
-    geometry: FrameGeometry,
-    policy: CachePolicy,
+    planned: PlannedStream,
     *,
-    num_chunks: int | None,
-    positions: str = "absolute",
     keep_sink: bool = False,
     recache_frames: int | None = None,
-    kv_dtype: str | None = None,
-    step_cache: float | None = None,
 ) -> None:
-    """Refuses settings that cannot work together; needs no loaded model.
+    """Refuses settings that cannot work together, or cannot be had on the device; needs no loaded model.
 
     Args:
         preset: Of the model.
-        geometry: Of the stream.
-        policy: What the cache keeps.
-        num_chunks: Length; None for endless.
-        positions: As in `VideoPipeline.stream`, and so are the others.
-        keep_sink: See there.
+        planned: The stream.
+        keep_sink: As in `VideoPipeline.stream`.
         recache_frames: See there.
-        kv_dtype: See there.
-        step_cache: See there.
 
     Raises:
         ForcingKVError: What cannot work, with the figures and the fix.
     """
-    if positions not in POSITIONS:
-        raise UnknownNameError("positions", positions, POSITIONS)
-    policy.check(geometry)
-    check_kv_dtype(kv_dtype, positions=positions)
-    if step_cache is not None:
-        check_threshold(step_cache)
-    if positions == "relative":
+    geometry, options = planned.geometry, planned.options
+    planned.policy.check(geometry)
+    check_precision(planned.precision, planned.config, dtype=planned.dtype, device=planned.device)
+    options.backend_on(planned.device, dtype=planned.dtype, head_dim=geometry.head_dim)
+    if options.positions == "relative":
         check_relative_positions(
-            policy,
+            planned.policy,
             geometry,
             trained_frames=preset.trained_frames,
-            num_frames=None if num_chunks is None else num_chunks * geometry.chunk_frames,
+            num_frames=None if planned.num_chunks is None else planned.num_chunks * geometry.chunk_frames,
             recache_frames=preset.recache_frames if recache_frames is None else recache_frames,
             keep_sink=keep_sink,
         )

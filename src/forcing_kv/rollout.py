@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from forcing_kv.cache import StreamCache
+from forcing_kv.devices import finish_stream
 from forcing_kv.errors import ConfigurationError, PromptError, SnapshotError
+from forcing_kv.execution import PassRunner, PlainPasses
 from forcing_kv.geometry import start_seconds
 from forcing_kv.policies.base import head_map_of
 from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt
@@ -24,7 +26,7 @@ from forcing_kv.step_cache import StepCache
 from forcing_kv.wan import CausalWanTransformer, SelfAttentionMemory, TextMemory, TokenPositions
 
 Model = Callable[..., Tensor]
-"""(latents, timestep, text=, positions=, memory=) -> velocity, as `CausalWanTransformer.at_level`."""
+"""(latents, level, text=, positions=, memory=) -> velocity, as `CausalWanTransformer.at_level`."""
 
 DEFAULT_FPS = 16
 DEFAULT_RECACHE_FRAMES = 12
@@ -52,11 +54,13 @@ class ChunkTimings:
 
     Attributes:
         text_ms: Encoding the prompt; 0 unless it changed.
+        compile_ms: Compiling, and capturing graphs; 0 once everything is there.
         diffusion_ms: Transformer passes: denoising, commit and, after a switch, the re-cache.
         decode_ms: VAE.
     """
 
     text_ms: float = 0.0
+    compile_ms: float = 0.0
     diffusion_ms: float = 0.0
     decode_ms: float = 0.0
 
@@ -100,6 +104,7 @@ class VideoStream(Iterator[Chunk]):
         keep_sink: Whether the sink outlives a change of prompt.
         step_cache: Threshold under which a denoising step leaves its blocks out (`step_cache`); None never does.
         fps: Pixel frames per second of video.
+        run_pass: Runs the passes over a chunk, for this stream alone; None runs them as they are.
         given: Latents of the video's beginning, [batch, frames, channels, height, width], float32, whole chunks: they
             are committed in place of chunks that would be made. The noise of those is drawn all the same, so that what
             follows is what would follow if the stream had made them itself.
@@ -121,6 +126,7 @@ class VideoStream(Iterator[Chunk]):
         keep_sink: bool = False,
         step_cache: float | None = None,
         fps: float = DEFAULT_FPS,
+        run_pass: PassRunner | None = None,
         given: Tensor | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
@@ -133,12 +139,18 @@ class VideoStream(Iterator[Chunk]):
         self.fps = fps
         self._transformer = transformer
         self._sampler = sampler
+        self._levels = {
+            timestep: transformer.noise_level(timestep) for timestep in {*sampler.timesteps, sampler.context_noise}
+        }
         self._step_cache = step_cache
-        self._denoise: Model = transformer.at_level
+        self._run_pass: PassRunner = PlainPasses(transformer) if run_pass is None else run_pass
+        self._denoise: Model = self._run_pass
         self.steps_skipped = 0
         """Denoising steps of each chunk that leave the blocks out."""
         if step_cache is not None:
-            self._denoise = cached = StepCache(transformer, sampler.timesteps, threshold=step_cache)
+            self._denoise = cached = StepCache(
+                transformer, sampler.timesteps, threshold=step_cache, pieces=self._run_pass.pieces
+            )
             self.steps_skipped = sum(cached.skipped)
         self._noise = noise
         self._encode_prompt = encode_prompt
@@ -196,7 +208,7 @@ class VideoStream(Iterator[Chunk]):
         started = self._clock()
         is_first_prompt = self._text is None
         changed = self._take_due_prompt()
-        text_done = self._clock()
+        text_done, prepared_before_ms = self._clock(), self._run_pass.prepared_ms
         if changed and first_frame and not is_first_prompt:
             self._recache()
         latents = self._make_chunk()
@@ -204,9 +216,11 @@ class VideoStream(Iterator[Chunk]):
         frames = None if self._decoder is None else self._decoder.decode(latents)
         decode_done = self._clock()
 
+        compile_ms = self._run_pass.prepared_ms - prepared_before_ms
         timings = ChunkTimings(
             text_ms=1e3 * (text_done - started),
-            diffusion_ms=1e3 * (diffusion_done - text_done),
+            compile_ms=compile_ms,
+            diffusion_ms=1e3 * (diffusion_done - text_done) - compile_ms,
             decode_ms=1e3 * (decode_done - diffusion_done),
         )
         return Chunk(
@@ -300,7 +314,7 @@ class VideoStream(Iterator[Chunk]):
             denoise = self._over(self._denoise, places, self.cache)
             latents = self._sampler.sample(self._noise.draw(), denoise, self._noise.draw)
         # The commit pass: only what it writes is wanted.
-        self._over(self._transformer.at_level, places, self.cache)(latents, self._sampler.context_noise)
+        self._over(self._run_pass, places, self.cache)(latents, self._sampler.context_noise)
         self.cache.commit()
         newest = latents if self._newest_latents is None else torch.cat((self._newest_latents, latents), dim=1)
         self._newest_latents = newest[:, -self._recache_frames :]
@@ -315,7 +329,8 @@ class VideoStream(Iterator[Chunk]):
     ) -> Callable[[Tensor, float], Tensor]:
         """A model under the prompt that holds now, as (latents, timestep) -> velocity."""
         assert self._text is not None
-        return partial(model, text=self._text, positions=places, memory=memory)
+        model = partial(model, text=self._text, positions=places, memory=memory)
+        return lambda latents, timestep: model(latents, self._levels[timestep])
 
     def _check_texts(self, prompts: Sequence[ScheduledPrompt]) -> None:
         for prompt in prompts:
@@ -347,6 +362,5 @@ class VideoStream(Iterator[Chunk]):
         }
 
     def _clock(self) -> float:
-        if self._transformer.device.type == "cuda":
-            torch.cuda.synchronize(self._transformer.device)
+        finish_stream(self._transformer.device)  # and not the device: a decoder may be at work beside
         return time.perf_counter()

@@ -139,7 +139,10 @@ class SeededNoise:
     def draw(self) -> Tensor:
         """See `NoiseSource.draw`."""
         items = [torch.randn(self._shape[1:], generator=generator) for generator in self._generators]
-        return torch.stack(items).to(self._device)
+        noise = torch.stack(items)
+        if self._device.type == "cuda":  # out of pinned memory the copy need not be waited for
+            return noise.pin_memory().to(self._device, non_blocking=True)
+        return noise.to(self._device)
 
     def state(self) -> Tensor:
         """[batch, state_bytes], uint8."""

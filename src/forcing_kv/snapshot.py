@@ -5,7 +5,7 @@ Tensors and JSON lie together in one safetensors file; nothing in it can execute
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from forcing_kv.errors import SnapshotError
 
 FORMAT = "forcing-kv-snapshot"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,11 @@ class StreamSnapshot:
                 f"{str(path)!r} is no snapshot that this release reads ({FORMAT} version {VERSION}); start over"
             )
         return cls(identity=document["identity"], tensors=tensors, progress=document["progress"])
+
+    def with_part(self, name: str, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> "StreamSnapshot":
+        """The same with one more part, that `part` and `progress` find under its name."""
+        named = {f"{name}/{key}": tensor for key, tensor in tensors.items()}
+        return replace(self, tensors={**self.tensors, **named}, progress={**self.progress, name: progress})
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `name/`, without that beginning."""

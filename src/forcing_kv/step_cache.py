@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from forcing_kv.errors import ConfigurationError
-from forcing_kv.wan import CausalWanTransformer, SelfAttentionMemory, TextMemory, TokenPositions, noise_levels
+from forcing_kv.wan import (
+    CausalWanTransformer,
+    NoiseLevel,
+    Pieces,
+    SelfAttentionMemory,
+    TextMemory,
+    TokenPositions,
+)
 
 DEFAULT_THRESHOLD = 0.2
 
@@ -30,16 +37,23 @@ class StepCache:
         timesteps: Of a chunk's denoising passes, in order.
         threshold: A step is left out while the estimated change since the newest run of the blocks is below; 0 leaves
             nothing out.
+        pieces: Of the blocks, where they are not to run as they are.
 
     Attributes:
         skipped: Whether each step's blocks are left out; never the first's.
     """
 
     def __init__(
-        self, transformer: CausalWanTransformer, timesteps: Sequence[float], *, threshold: float = DEFAULT_THRESHOLD
+        self,
+        transformer: CausalWanTransformer,
+        timesteps: Sequence[float],
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+        pieces: Pieces | None = None,
     ) -> None:
         check_threshold(threshold)
         self._transformer = transformer
+        self._pieces = pieces
         self.skipped = skipped_steps(modulation_changes(transformer, timesteps), threshold=threshold)
         self._is_skipped = dict(zip(timesteps, self.skipped, strict=True))
         self._residual: Tensor | None = None
@@ -47,7 +61,7 @@ class StepCache:
     def __call__(
         self,
         latents: Tensor,
-        timestep: float,
+        level: NoiseLevel | float,
         *,
         text: TextMemory,
         positions: TokenPositions,
@@ -55,11 +69,12 @@ class StepCache:
     ) -> Tensor:
         """As `CausalWanTransformer.at_level`, at one of the timesteps."""
         model = self._transformer
-        begun = model.begin(latents, noise_levels(latents, timestep), positions)
-        if self._is_skipped[timestep]:
+        level = level if isinstance(level, NoiseLevel) else model.noise_level(level)
+        begun = model.begin(latents, level.timesteps, positions, level.modulation)
+        if self._is_skipped[level.timestep]:
             assert self._residual is not None, "the first step is never left out"
             return model.finish(begun, begun.x + self._residual)
-        x = model.run_blocks(begun, text=text, positions=positions, memory=memory)
+        x = model.run_blocks(begun, text=text, positions=positions, memory=memory, pieces=self._pieces)
         self._residual = x - begun.x
         return model.finish(begun, x)
 

@@ -9,6 +9,7 @@ from forcing_kv.bench import Ceilings, environment
 from forcing_kv.bench.report import benchmark_report, ratios, write_report
 from forcing_kv.bench.table import describe_limits, describe_results
 from forcing_kv.errors import OutputError
+from forcing_kv.stream_options import StreamOptions
 from measurements import measured, small_plan
 
 CEILINGS = Ceilings(matmul_flops_per_second=1e9, copy_bytes_per_second=1e30)
@@ -68,7 +69,7 @@ def test_the_arithmetic_stands_beside_the_times(plan):
 def test_steps_left_out_are_no_arithmetic(plan):
     """Two of four: three passes count, and the figures of one pass stay as they are."""
     before = report(plan)["policies"][0]
-    plan = replace(plan, step_cache=0.2, steps_skipped=2, kv_dtype="fp8")
+    plan = replace(plan, options=StreamOptions(step_cache=0.2, kv_dtype="fp8"), steps_skipped=2)
     document = report(plan)
     row = document["policies"][0]
     assert row["flops_per_pass"] == before["flops_per_pass"]

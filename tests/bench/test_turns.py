@@ -12,6 +12,8 @@ from forcing_kv.bench.peak_memory import peak_meter
 from forcing_kv.bench.turns import take_turns
 from forcing_kv.bench.video import time_video
 from forcing_kv.cache import cache_bytes
+from forcing_kv.stream_options import StreamOptions
+from forcing_kv.video import DecoderOptions
 from measurements import small_plan, timed_video
 
 CEILINGS = Ceilings(matmul_flops_per_second=1e15, copy_bytes_per_second=1e15)
@@ -85,7 +87,7 @@ def test_a_video_part_by_part(plan, pipeline, tmp_path):
 def test_a_quantised_cache_and_steps_left_out(plan, pipeline, tmp_path, monkeypatch):
     """Both reach the stream; what is held is what is stored, its workspace included."""
     _, window, _ = plan.policies
-    plan = replace(plan, kv_dtype="int8", step_cache=1e6).with_steps_of(pipeline)
+    plan = replace(plan, options=StreamOptions(kv_dtype="int8", step_cache=1e6)).with_steps_of(pipeline)
     assert plan.steps_skipped == len(plan.source.preset.steps) - 1
     passes = []
     run_blocks = pipeline.transformer.run_blocks
@@ -148,3 +150,26 @@ def test_a_meter_sees_what_a_block_takes():
         held = torch.ones(50_000_000, dtype=torch.uint8)
     assert held.nbytes <= meter.taken_bytes < 2 * held.nbytes
     assert peak_meter(torch.device("meta")) is None
+
+
+def test_a_video_whose_decoding_is_overlapped(tiny_model_folder, tmp_path):
+    plan = small_plan(
+        tiny_model_folder,
+        policies=("window",),
+        resolution=(48, 32),
+        num_frames=45,
+        decoding=DecoderOptions(overlap=True),
+    )
+    pipeline = load_pipeline(plan)
+    assert pipeline.is_overlapped
+    video = time_video(pipeline, plan, plan.policies[0], tmp_path / "v.mp4")
+    assert [chunk.index for chunk in video.chunks] == [0, 1, 2, 3]
+    assert [chunk.frames for chunk in video.chunks] == [9, 12, 12, 12]
+    for chunk in video.chunks:
+        assert min(chunk.diffusion_ms, chunk.decode_ms, chunk.encode_ms) > 0
+        assert chunk.queued_ms >= 0
+    # The first pixels are those of the first chunk, which nothing is made beside.
+    assert video.chunks[0].diffusion_ms + video.chunks[0].decode_ms < video.first_frame_ms
+    assert video.first_frame_ms < video.total_ms
+    assert video.fps_end_to_end < video.fps_diffusion
+    assert not list(tmp_path.iterdir())

@@ -28,6 +28,8 @@ ROW_KEYS = {
     "chunk_latency_ms",
     "chunk_latency_ms_p95",
     "first_frame_ms",
+    "compile_ms",
+    "first_compile_ms",
     "steady_chunk_ms",
     "cache_bytes",
     "steady_cache_bytes",
@@ -105,7 +107,11 @@ def test_random_weights_of_a_released_model(bench, known_ceilings):
     assert document["config"]["num_layers"] == 1
     assert document["config"]["head_map"].endswith("first 1 layers")
     assert document["config"]["weights"] == "random"
+    assert document["config"]["attention"] == "sdpa"
+    assert "; attention by sdpa\n" in result.stdout
+    assert (document["config"]["execution"], document["config"]["precision"]) == ("eager", None)
     for row in document["policies"]:
+        assert row["compile_ms"] == row["first_compile_ms"] == 0
         assert row["fps_diffusion"] > 0
         assert row["fps_end_to_end"] is row["fps_end_to_end_range"] is None
         assert row["timed"][0]["decode_ms"] == row["timed"][0]["encode_ms"] == [0]
@@ -133,9 +139,22 @@ def test_files_that_exist_are_refused_and_replaced(bench, known_ceilings):
     assert refused.exit_code == 2
     assert "r.json exists: " in refused.stderr
     assert Path("r.json").read_text() == "precious"
-    arguments = ("--policies", "window", *SMALL, "--repeats", 1, "--json", "r.json", "--overwrite")
+    arguments = (
+        "--policies",
+        "window",
+        *SMALL,
+        "--repeats",
+        1,
+        "--json",
+        "r.json",
+        "--overwrite",
+        "--attention",
+        "plain",
+    )
     assert bench(*arguments).exit_code == 0
-    assert json.loads(Path("r.json").read_text())["complete"]
+    document = json.loads(Path("r.json").read_text())
+    assert document["complete"]
+    assert document["config"]["attention"] == "plain"
 
 
 def test_killed_it_keeps_what_is_finished(tiny_model_folder, tmp_path):
@@ -193,6 +212,8 @@ BAD_CALLS = [
     (["--device", "abacus"], "unknown device 'abacus'"),
     (["--dtype", "int3"], "unknown dtype 'int3'"),
     (["--head-map", "missing.json"], "cannot read head map"),
+    (["--attention", "sage"], r"unknown attention back end 'sage'; choose one of: auto, sdpa, .*cudnn \(not here: "),
+    (["--attention", "cudnn"], "'cudnn' cannot be had on cpu in .* with 12 values per head: needs an NVIDIA GPU"),
     (["--json", "there.json"], "there.json exists: .*--overwrite"),
     (["--json", "missing/r.json"], "missing does not exist"),
     (["--figure", "there.json"], "there.json exists"),

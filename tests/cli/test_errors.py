@@ -51,6 +51,11 @@ BAD_CALLS = [
     (["generate", "a circle", "--policy", "forcing-kv:sink_frames=many"], "sink_frames='many' is not a number"),
     (["generate", "a circle", "--resolution", "8k"], "unknown resolution '8k'; use .*480p, 720p, 1080p, 480p-portrait"),
     (["generate", "a circle", "--resolution", "100x64"], "100x64: .*multiples of 16; nearest: 96x64"),
+    (["generate", "a circle", "--precision", "fp4"], "unknown precision 'fp4'; choose one of: fp8"),
+    (["generate", "a circle", "--execution", "fast"], "unknown execution 'fast'; choose one of: eager, compile"),
+    (["generate", "a circle", "--device", "cpu", "--execution", "cuda-graphs"], "needs a CUDA GPU"),
+    (["bench", "--device", "cpu", "--execution", "compile+cuda-graphs"], "needs a CUDA GPU"),
+    (["bench", "--random-weights", "--layers", "2", "--precision", "fp8"], "so 2 layers have nothing to quantise"),
     (["generate", "a circle", "--frames", "0"], "0 frames cannot be made: ask for at least 1"),
     (["generate", "a circle", "--frames", "-5"], "-5 frames cannot be made"),
     (["generate", "a circle", "--frames", "many"], "'many' is not a valid integer"),
@@ -133,7 +138,8 @@ def test_help_of_generate_teaches_every_flag():
     flags = (
         "-o --model --policy --positions --seconds --frames --resolution --seed --num-videos --weights --lora "
         "--components --device --dtype --text-encoder-device --head-map --prompt-file --save-latents --continue-from "
-        "--contact-sheet --json --resume --overwrite --skip-memory-check"
+        "--contact-sheet --json --resume --overwrite --skip-memory-check --kv-dtype --step-cache --attention "
+        "--execution --precision --decoder --vae-dtype --vae-layout --compile-vae --overlap --switch"
     )
     for flag in flags.split():
         assert flag in result.output

@@ -17,6 +17,7 @@ from PIL import Image
 from forcing_kv.cli import cli
 from forcing_kv.video import probe, read_video
 from forcing_kv.video.writer import partial_folder
+from tiny_decoders import released_weights
 
 REPORT_KEYS = {
     "frames",
@@ -30,6 +31,7 @@ REPORT_KEYS = {
     "policy",
     "positions",
     "model",
+    "attention",
     "device",
     "seed",
     "versions",
@@ -56,14 +58,14 @@ def program(model: Path, *arguments: object) -> list[str]:
 def test_video_report_sheet_and_latents(generate):
     result = generate(
         "a red circle", "-o", "v.mp4", "--frames", 10, "--seed", 7, "--policy", "full",
-        "--json", "r.json", "--contact-sheet", "s.png", "--save-latents", "l.safetensors",
+        "--json", "r.json", "--contact-sheet", "s.png", "--save-latents", "l.safetensors", "--attention", "plain",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir()) == ["l.safetensors", "r.json", "s.png", "v.mp4"]
     report = json.loads(Path("r.json").read_text())
     assert report.keys() >= REPORT_KEYS
     assert (report["frames"], report["width"], report["height"]) == (21, 96, 64)
-    assert (report["policy"], report["model"], report["seed"]) == ("full", "random", 7)
+    assert (report["policy"], report["model"], report["seed"], report["attention"]) == ("full", "random", 7, "plain")
     info = probe("v.mp4")
     assert (info.num_frames, info.width, info.height) == (21, 96, 64)
     assert json.loads(info.metadata["comment"])["seed"] == 7
@@ -113,6 +115,18 @@ def test_positions_that_cannot_work_are_refused_before_any_work(generate):
     refused = generate(*arguments, "--positions", "near")
     assert refused.exit_code == 2
     assert "'absolute', 'relative'" in refused.stderr
+    assert os.listdir() == []
+
+
+def test_an_attention_back_end_that_is_not_there_is_refused_before_any_work(generate):
+    for name, message in (
+        ("sage", "unknown attention back end 'sage'; choose one of: auto, sdpa, "),
+        ("cudnn", "attention back end 'cudnn' cannot be had on cpu"),
+    ):
+        refused = generate("a circle", "--attention", name)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+        assert "fa3 (not here: needs an NVIDIA GPU)" in refused.stderr
     assert os.listdir() == []
 
 
@@ -264,3 +278,51 @@ def _wait_for(path: Path, process: subprocess.Popen) -> None:
         assert process.poll() is None, "the program ended before it was expected to"
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_decoder_options(generate):
+    torch.save(released_weights(), "taew2_1.pth")
+    arguments = ("a red circle", "--frames", 21, "--resolution", "48x32")
+    result = generate(
+        *arguments, "-o", "t.mp4", "--json", "t.json",
+        "--decoder", "taew2_1.pth", "--vae-dtype", "bfloat16", "--vae-layout", "contiguous", "--overlap",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("t.json").read_text())
+    assert report["decoder"].startswith("taew2_1.pth (sha256 ")
+    assert [report[f"decoder_{key}"] for key in ("dtype", "layout", "compiled")] == ["bfloat16", "contiguous", False]
+    assert report["overlapped"] is True
+    result = generate(*arguments, "-o", "v.mp4", "--json", "v.json", "--no-overlap")
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("v.json").read_text())
+    assert (report["decoder"], report["overlapped"]) == ("VAE", False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--decoder", "none.pth"], "none.pth does not exist"),
+        (["--vae-dtype", "half"], "unknown dtype 'half'; choose one of: auto, float32, bfloat16, float16"),
+        (["--decoder", "d.pth", "--compile-vae"], "only the VAE is compiled, and d.pth takes its place"),
+    ],
+)
+def test_wrong_decoder_options_are_one_line(generate, flags, message):
+    result = generate("a red circle", "-o", "v.mp4", *flags)
+    assert result.exit_code != 0
+    assert message in str(result.exception) + result.output
+    assert os.listdir() == []
+
+
+def test_linear_layers_in_fp8(generate):
+    for arguments in (["-o", "plain.mp4"], ["-o", "fp8.mp4", "--precision", "fp8"]):
+        path = Path(arguments[1])
+        result = generate("a red circle", *arguments, "--frames", 9, "--json", path.with_suffix(".json"))
+        assert result.exit_code == 0, result.output
+    plain, report = (json.loads(Path(name).read_text()) for name in ("plain.json", "fp8.json"))
+    assert (plain["precision"], report["precision"]) == (None, "fp8")
+    assert report["execution"] == "eager"
+    assert report["compile_ms"] == 0
+    assert json.loads(probe(Path("fp8.mp4")).metadata["comment"])["precision"] == "fp8"
+    again = generate("a red circle", "-o", "fp8.mp4", "--frames", 9, "--resume")
+    assert again.exit_code == 2
+    assert "with precision 'fp8', not None" in again.stderr

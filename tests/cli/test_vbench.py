@@ -175,9 +175,9 @@ def interrupted_after(store, num_chunks):
     """`store`, and Ctrl-C when it has been called so often."""
     calls = []
 
-    def wrapper(self, chunk):
-        stored = store(self, chunk)
-        calls.append(chunk.index)
+    def wrapper(self, decoded):
+        stored = store(self, decoded)
+        calls.append(decoded)
         if len(calls) == num_chunks:
             raise KeyboardInterrupt
         return stored

@@ -16,6 +16,7 @@ from forcing_kv.evaluation.metrics.fidelity import squared_errors
 from forcing_kv.evaluation.metrics.latents import cosine
 from forcing_kv.evaluation.report import report_document
 from forcing_kv.pipeline import VideoPipeline
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import probe
 
 PROMPTS = ("a large red circle", "a small blue square", "a green triangle moving left")
@@ -23,6 +24,7 @@ FORGETS = "window:window_frames=6,sink_frames=0"
 KEEPS_ALL = "window:window_frames=100,sink_frames=0"
 NUM_FRAMES = 45  # four chunks
 SIZE = (48, 32)
+SAVING = StreamOptions(kv_dtype="int8", step_cache=1e6)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,35 @@ def test_what_lies_in_the_folder(done):
     assert progress[-1] == (24, 24)
 
 
+def test_against_a_plain_reference_the_options_themselves_are_measured(pipeline, tmp_path):
+    settings = asked(metrics="cosine", policies=("full", FORGETS), options=SAVING, plain_reference=True)
+    compared = compare(pipeline, PROMPTS[:2], settings, tmp_path)
+    summary = summarise(compared)
+    assert [policy.spec for policy in summary.policies] == ["full (plain)", "full", FORGETS]
+    assert compared.paths["full (plain)"][0].parent.name == "full-plain"
+    comments = [json.loads(probe(compared.paths[name][0]).metadata["comment"]) for name in ("full (plain)", "full")]
+    assert [comment["kv_dtype"] for comment in comments] == [None, "int8"]
+    assert "All policies but the reference with the cache stored as int8 and a step cache" in format_table(summary)
+    plain = pipeline.stream(PROMPTS[:2], policy="full", seed=5, num_frames=NUM_FRAMES, resolution=SIZE)
+    saving = pipeline.stream(PROMPTS[:2], policy="full", seed=5, num_frames=NUM_FRAMES, resolution=SIZE, options=SAVING)
+    cosines = [cosine(*(chunk.latents[1].numpy() for chunk in pair)) for pair in zip(saving, plain, strict=True)]
+    told = summary.policies[1].metrics["cosine"].values[1]
+    assert told == pytest.approx(sum(cosines) / len(cosines), abs=1e-4)
+    assert told < 0.999
+
+
+def test_in_fp8_against_its_own_precision(tiny_model_folder, tmp_path):
+    quantised = VideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="float32", precision="fp8")
+    plain = VideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="float32")
+    settings = asked(metrics="psnr", policies=("full",), num_frames=9, plain_reference=True)
+    shared = quantised.with_transformer(plain.transformer)
+    assert (shared.precision, shared.vae is quantised.vae) == (None, True)
+    compared = compare(quantised, PROMPTS[:1], settings, tmp_path, plain_pipeline=shared)
+    (value,) = summarise(compared).policies[1].metrics["psnr"].values
+    assert 10 < value < 80
+    assert "All policies but the reference with linear layers in fp8." in format_table(summarise(compared))
+
+
 def test_bytes_are_per_video(done, pipeline):
     compared, _, _ = done
     alone = pipeline.stream(PROMPTS[0], policy=FORGETS, num_frames=NUM_FRAMES, resolution=SIZE)
@@ -129,7 +160,7 @@ def test_bytes_are_per_video(done, pipeline):
 
 def test_one_storage_and_one_step_cache_for_all(pipeline, tmp_path):
     """Also for the reference; what is reported is what is held, and how many steps were left out."""
-    settings = asked(metrics="psnr,cosine", policies=(FORGETS, KEEPS_ALL), kv_dtype="int8", step_cache=1e6)
+    settings = asked(metrics="psnr,cosine", policies=(FORGETS, KEEPS_ALL), options=SAVING)
     compared = compare(pipeline, PROMPTS[:2], settings, tmp_path)
     config = document(compared)["config"]
     assert (config["kv_dtype"], config["step_cache"], config["steps_skipped"]) == ("int8", 1e6, 3)
@@ -137,15 +168,11 @@ def test_one_storage_and_one_step_cache_for_all(pipeline, tmp_path):
     assert expected in format_table(summarise(compared))
     comment = json.loads(probe(compared.paths["full"][0]).metadata["comment"])
     assert (comment["kv_dtype"], comment["step_cache"]) == ("int8", 1e6)
-    stream = pipeline.stream(
-        PROMPTS[:2], policy="full", seed=5, num_frames=NUM_FRAMES, resolution=SIZE, kv_dtype="int8", step_cache=1e6
-    )
+    stream = pipeline.stream(PROMPTS[:2], policy="full", seed=5, num_frames=NUM_FRAMES, resolution=SIZE, options=SAVING)
     chunks = list(stream)
     assert {video.cache_bytes for video in compared.videos["full"]} == {stream.cache.nbytes // 2}
     again = list(
-        pipeline.stream(
-            PROMPTS[:2], policy=FORGETS, seed=5, num_frames=NUM_FRAMES, resolution=SIZE, kv_dtype="int8", step_cache=1e6
-        )
+        pipeline.stream(PROMPTS[:2], policy=FORGETS, seed=5, num_frames=NUM_FRAMES, resolution=SIZE, options=SAVING)
     )
     cosines = [
         cosine(ours.latents[1].numpy(), theirs.latents[1].numpy()) for ours, theirs in zip(again, chunks, strict=True)
@@ -209,7 +236,7 @@ def test_prompts_and_policies_may_be_added(pipeline, tmp_path):
     progress = []
     compared = compare(pipeline, PROMPTS[:2], more, tmp_path, on_progress=lambda *counts: progress.append(counts))
     assert progress[-1] == (5 * 4, 5 * 4)  # of the first prompt, the reference once more and the new one; three of two
-    assert [policy.spec() for policy in compared.policies] == ["full", KEEPS_ALL, FORGETS]
+    assert [contestant.name for contestant in compared.contestants] == ["full", KEEPS_ALL, FORGETS]
     after = files(tmp_path / "measured")
     assert {name for name in before if after[name] == before[name]} == {
         name for name in before if not name.startswith("full")
@@ -222,8 +249,9 @@ def test_prompts_and_policies_may_be_added(pipeline, tmp_path):
         ({"seed": 6}, r"full/00000\.json was made with seed 5, not 6: .*--overwrite"),
         ({"num_frames": 9}, "was made with num_chunks 4, not 1"),
         ({"num_together": 1}, "was made with together 2, not 1"),
-        ({"kv_dtype": "int8"}, "was made with kv_dtype None, not 'int8'"),
-        ({"step_cache": 0.2}, r"was made with step_cache None, not 0\.2"),
+        ({"options": StreamOptions(kv_dtype="int8")}, "was made with kv_dtype None, not 'int8'"),
+        ({"options": StreamOptions(step_cache=0.2)}, r"was made with step_cache None, not 0\.2"),
+        ({"options": StreamOptions(positions="relative")}, "was made with positions 'absolute', not 'relative'"),
         ({"reference": FORGETS}, "was made with reference 'full', not 'window"),
         ({"resolution": (64, 64)}, r"was made with resolution \[48, 32\], not \[64, 64\]"),
     ],

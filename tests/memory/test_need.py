@@ -18,8 +18,16 @@ from forcing_kv.memory import (
     memory_table,
 )
 from forcing_kv.resolution import NAMED_RESOLUTIONS
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE, StreamingVaeDecoder, VaeSize
-from forcing_kv.wan import WAN_1_3B, WAN_14B, CausalWanTransformer, TransformerConfig, pass_bytes
+from forcing_kv.wan import (
+    WAN_1_3B,
+    WAN_14B,
+    CausalWanTransformer,
+    TransformerConfig,
+    pass_bytes,
+    weights_bytes,
+)
 from peak_memory import dry_run
 from plans import planned
 from strategies import setups
@@ -134,7 +142,8 @@ def test_pass_bytes_are_what_passes_have_alive(config, size, batch_size, chunk_f
     head_map = HeadMap(model="test", roles=("s" * third + "d" * (config.num_heads - third),) * num_layers)
     policy = ForcingKV(head_map=head_map, segments_per_frame=1, warmup_chunks=2)
     with torch.device("meta"):
-        transformer = CausalWanTransformer(config).to(dtype)
+        transformer = CausalWanTransformer(config).to(dtype).requires_grad_(False)
+        transformer.join_projections()  # as a loaded one's are
         states = torch.empty(batch_size, config.text_len, config.text_dim)
     cache = StreamCache(geometry, policy, batch_size=batch_size, dtype=dtype, device="meta")
 
@@ -160,6 +169,18 @@ def test_pass_bytes_are_what_passes_have_alive(config, size, batch_size, chunk_f
     with dry_run() as memory:
         make_pass(recache.frames, recache)
     assert memory.peak_bytes <= expected(4 * chunk_frames) <= 1.25 * memory.peak_bytes
+
+
+def test_fp8_and_graphs_are_in_the_plan():
+    stream = planned()
+    need, quantised = stream.need(), replace(stream, precision="fp8").need()
+    assert quantised.weights_bytes == weights_bytes(WAN_1_3B, dtype=torch.bfloat16, precision="fp8")
+    assert quantised.weights_bytes == pytest.approx(1.673 * GB, rel=1e-3)
+    assert quantised.passes_bytes > need.passes_bytes
+    one_pass = pass_bytes(WAN_1_3B, num_frames=3, frame_tokens=1560, dtype=torch.bfloat16)
+    for execution, passes in (("compile", 0), ("cuda-graphs", 1), ("compile+cuda-graphs", 1)):
+        graphed = replace(stream, options=StreamOptions(execution=execution)).need()
+        assert graphed.passes_bytes == need.passes_bytes + passes * one_pass
 
 
 def test_coordinates_take_one_tensor_more():

@@ -40,10 +40,10 @@ def test_a_refusal_has_the_figures_and_the_flag_that_helps():
     message = refusal(planned(), 16)
     assert message == (
         "832x480 with policy forcing-kv needs 21.3 GB: weights 2.9, text encoder 11.4, VAE 4.6, cache 1.7, "
-        "passes 0.336, headroom 0.621; cuda has 16.0 GB for it; it fits with --text-encoder-device cpu (10.0 GB); "
+        "passes 0.285, headroom 0.616; cuda has 16.0 GB for it; it fits with --text-encoder-device cpu (9.9 GB); "
         "--skip-memory-check starts it all the same"
     )
-    check_memory(planned(text_encoder_bytes=0), free_bytes=round(10.0 * GB))
+    check_memory(planned(text_encoder_bytes=0), free_bytes=round(9.9 * GB))
 
 
 def test_only_flags_that_help_are_named_each_with_its_figure():
@@ -57,30 +57,30 @@ def test_only_flags_that_help_are_named_each_with_its_figure():
 
 def test_each_kind_of_flag():
     stream = planned(text_encoder_bytes=0)
-    assert "with --dtype bfloat16 (10.0 GB);" in refusal(replace(stream, dtype=torch.float32), 13)
+    assert "with --dtype bfloat16 (9.9 GB);" in refusal(replace(stream, dtype=torch.float32), 13)
     hd = stream.at_resolution(1920, 1088)
-    assert "with --resolution 720p (18.8 GB);" in refusal(hd, 30)
-    assert "with --resolution 480p (10.0 GB);" in refusal(hd, 18)
-    assert "with --resolution 480p-portrait (10.0 GB);" in refusal(stream.at_resolution(720, 1280), 18)
+    assert "with --resolution 720p (18.6 GB);" in refusal(hd, 30)
+    assert "with --resolution 480p (9.9 GB);" in refusal(hd, 18)
+    assert "with --resolution 480p-portrait (9.9 GB);" in refusal(stream.at_resolution(720, 1280), 18)
     assert "with num_videos=2 (" in refusal(replace(stream, batch_size=3), 18)
     by_policy = refusal(replace(stream, policy=parse_policy("window:window_frames=30")), 12)
-    assert "with --policy forcing-kv (10.0 GB);" in by_policy
+    assert "with --policy forcing-kv (9.9 GB);" in by_policy
 
 
 def test_a_model_without_a_head_map_is_offered_the_window():
     stream = plan_stream(WAN_1_3B, ModelPreset(name="any"), policy="full", num_chunks=27)
-    assert "with --policy window (12.0 GB) or --seconds " in refusal(stream, 16)
+    assert "with --policy window (11.9 GB) or --seconds " in refusal(stream, 16)
 
 
 def test_flags_together():
     message = refusal(planned(policy="full", resolution=(1280, 720)), 12)
-    assert "it fits with --policy forcing-kv --text-encoder-device cpu --resolution 480p (10.0 GB);" in message
+    assert "it fits with --policy forcing-kv --text-encoder-device cpu --resolution 480p (9.9 GB);" in message
 
 
 def test_where_nothing_helps():
     message = refusal(planned(WAN_14B), 24)
-    assert "no flag makes it fit: it needs a device with 43.1 GB free, and --text-encoder-device cpu;" in message
-    assert "no flag makes it fit: it needs a device with 10.0 GB free;" in refusal(planned(text_encoder_bytes=0), 8)
+    assert "no flag makes it fit: it needs a device with 42.9 GB free, and --text-encoder-device cpu;" in message
+    assert "no flag makes it fit: it needs a device with 9.9 GB free;" in refusal(planned(text_encoder_bytes=0), 8)
     assert "it needs a device with " in refusal(planned(device=CPU), 8)
 
 

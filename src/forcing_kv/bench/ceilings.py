@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from forcing_kv.bench.arithmetic import Work
+from forcing_kv.devices import synchronize
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**29}
 """Size of the buffer that is copied, by kind of device: far more than its caches hold."""
@@ -47,14 +48,6 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what torch keeps of it would be missing later, in pieces
     return Ceilings(matmul_flops_per_second=matmul, copy_bytes_per_second=copy)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -30,13 +30,17 @@ def load_pipeline(
             head_map=plan.head_map,
             device=plan.device,
             dtype=plan.dtype,
+            precision=plan.precision,
             with_vae=plan.decodes,
+            decoding=plan.decoding,
         )
     return VideoPipeline.from_source(
         plan.source,
         device=plan.device,
         dtype=plan.dtype,
+        precision=plan.precision,
         text_encoder_device=text_encoder_device,
         head_map=plan.head_map,
+        decoding=plan.decoding,
         on_progress=on_progress,
     )

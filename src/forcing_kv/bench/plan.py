@@ -16,7 +16,8 @@ from forcing_kv.memory import PlannedStream, check_memory, plan_run
 from forcing_kv.models import ModelSource
 from forcing_kv.pipeline import VideoPipeline, check_stream
 from forcing_kv.step_cache import num_steps_skipped
-from forcing_kv.video import WAN_VAE
+from forcing_kv.stream_options import StreamOptions
+from forcing_kv.video import WAN_VAE, DecoderOptions
 
 DEFAULT_POLICIES = "full,window,forcing-kv"
 DEFAULT_REPEATS = 5
@@ -55,12 +56,13 @@ class BenchmarkPlan:
         resolution: Width and height in pixels.
         repeats: Timed videos per policy.
         prompt: Of all videos.
-        kv_dtype: How all caches store keys and values; None for as they are.
-        step_cache: Threshold under which denoising steps leave their blocks out, under all policies; None never does.
+        options: How all streams are computed; `attention` is the back end that its name came to.
         steps_skipped: Of each chunk's denoising steps, those that do. With a threshold that rests on the weights: None
             until they are there (`with_steps_of`).
         device: Where it runs.
         dtype: What it is computed in.
+        decoding: How latents become pixels.
+        precision: Of the linear layers; None for `dtype`.
     """
 
     source: ModelSource
@@ -72,11 +74,12 @@ class BenchmarkPlan:
     resolution: tuple[int, int]
     repeats: int
     prompt: str
-    kv_dtype: str | None
-    step_cache: float | None
+    options: StreamOptions
     steps_skipped: int | None
     device: torch.device
     dtype: torch.dtype
+    decoding: DecoderOptions
+    precision: str | None = None
 
     @cached_property
     def geometry(self) -> FrameGeometry:
@@ -97,7 +100,7 @@ class BenchmarkPlan:
     def with_steps_of(self, pipeline: VideoPipeline) -> "BenchmarkPlan":
         """The same, with the number of steps that the loaded model leaves out."""
         skipped = num_steps_skipped(
-            pipeline.transformer, self.source.preset.sampler.timesteps, threshold=self.step_cache
+            pipeline.transformer, self.source.preset.sampler.timesteps, threshold=self.options.step_cache
         )
         return replace(self, steps_skipped=skipped)
 
@@ -108,7 +111,7 @@ class BenchmarkPlan:
             self.geometry,
             history_tokens=history_tokens,
             dtype=self.dtype,
-            kv_dtype=self.kv_dtype,
+            kv_dtype=self.options.kv_dtype,
         )
 
     def least_chunk_ms(self, history_tokens: int, ceilings: Ceilings) -> float:
@@ -148,10 +151,11 @@ def plan_benchmark(
     layers: int | None = None,
     head_map: HeadMap | None = None,
     prompt: str,
-    kv_dtype: str | None = None,
-    step_cache: float | None = None,
+    options: StreamOptions = StreamOptions(),
     device: torch.device,
     dtype: torch.dtype,
+    decoding: DecoderOptions = DecoderOptions(),
+    precision: str | None = None,
 ) -> BenchmarkPlan:
     """Plans a benchmark of a model of which nothing has to be loaded.
 
@@ -165,20 +169,21 @@ def plan_benchmark(
         layers: Blocks to build, the first ones, with random weights; None for all.
         head_map: Roles of all its heads, in place of its own.
         prompt: Of all videos.
-        kv_dtype: As in `VideoPipeline.stream`, the same for all policies.
-        step_cache: As in `VideoPipeline.stream`, the same for all policies.
+        options: How streams are computed, the same for all policies.
         device: Where it is to run.
         dtype: To compute in.
+        decoding: How latents become pixels.
+        precision: Of the linear layers, `fp8`; None for `dtype`.
 
     Raises:
         ForcingKVError: What cannot work, with the figures and the fix.
     """
     if repeats < 1:
         raise ConfigurationError(f"repeats={repeats} measures nothing; use at least 1")
-    if random_weights and step_cache is not None:
+    if random_weights and options.step_cache is not None:
         raise ConfigurationError(
-            f"step_cache={step_cache:g} says nothing with random weights, for trained ones decide which steps are left "
-            "out: give it with a model's own weights"
+            f"step_cache={options.step_cache:g} says nothing with random weights, for trained ones decide which steps "
+            "are left out: give it with a model's own weights"
         )
     head_map = source.head_map if head_map is None else head_map
     if head_map is not None:
@@ -189,9 +194,15 @@ def plan_benchmark(
         source = replace(source, config=replace(source.config, num_layers=layers))
         head_map = head_map if head_map is None or is_whole else head_map.first_layers(layers)
     preset, config = source.preset, source.config
+    if random_weights and decoding.file is not None:
+        raise ConfigurationError(f"random weights come with a random VAE: leave out --decoder {decoding.file}")
     has_vae = not random_weights or (is_whole and device.type != "cpu" and bool(preset.components))
     geometry = preset.geometry(config, resolution)
     num_chunks = preset.num_chunks(num_frames)
+    backend = options.backend_on(device, dtype=dtype, head_dim=geometry.head_dim)
+    decoding_plan = decoding.planned(WAN_VAE if preset.components else None, dtype, device)
+    if not has_vae:
+        decoding_plan["vae"] = None
 
     def plan_policy(name: str) -> PolicyPlan:
         def plan_chunks(chunks: int) -> PlannedStream:
@@ -203,15 +214,15 @@ def plan_benchmark(
                 head_map=head_map,
                 policy=name,
                 resolution=resolution,
-                kv_dtype=kv_dtype,
-                step_cache=step_cache,
+                options=options,
                 dtype=dtype,
+                precision=precision,
                 device=device,
-                vae=WAN_VAE if has_vae and preset.components else None,
+                **decoding_plan,
             )
 
         stream = plan_chunks(num_chunks)
-        check_stream(preset, geometry, stream.policy, num_chunks=num_chunks, kv_dtype=kv_dtype, step_cache=step_cache)
+        check_stream(preset, stream)
         steady = SteadyState.of(stream.policy, geometry)
         all_chunks = max(num_chunks, steady.first_chunk + 1)
         return PolicyPlan(
@@ -231,11 +242,12 @@ def plan_benchmark(
         resolution=preset.default_resolution if resolution is None else resolution,
         repeats=repeats,
         prompt=prompt,
-        kv_dtype=kv_dtype,
-        step_cache=step_cache,
-        steps_skipped=0 if step_cache is None else None,
+        options=replace(options, attention=backend.name),
+        steps_skipped=0 if options.step_cache is None else None,
         device=device,
         dtype=dtype,
+        decoding=decoding,
+        precision=precision,
     )
 
 

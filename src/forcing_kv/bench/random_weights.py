@@ -11,6 +11,7 @@ from forcing_kv.heads import HeadMap
 from forcing_kv.models import ModelPreset
 from forcing_kv.models.components import channels_last
 from forcing_kv.pipeline import VideoPipeline
+from forcing_kv.video import DecoderOptions
 from forcing_kv.wan import CausalWanTransformer, TransformerConfig
 
 
@@ -43,7 +44,9 @@ def random_pipeline(
     head_map: HeadMap | None,
     device: torch.device,
     dtype: torch.dtype,
+    precision: str | None = None,
     with_vae: bool,
+    decoding: DecoderOptions = DecoderOptions(),
 ) -> VideoPipeline:
     """A model of random weights, built where it runs, without a text encoder.
 
@@ -53,16 +56,19 @@ def random_pipeline(
         head_map: Roles of its heads.
         device: Where it runs.
         dtype: Of all weights.
+        precision: Of the linear layers; None for `dtype`.
         with_vae: Whether it has the VAE of Wan2.1, or gives latents only.
+        decoding: Dtype and layout of the VAE, whether it is compiled, and whether it is overlapped.
     """
-    transformer = random_transformer(config, device=device, dtype=dtype)
+    transformer = random_transformer(config, device=device, dtype=dtype, precision=precision)
     return VideoPipeline(
         preset=preset,
         transformer=transformer,
         encode_prompt=RandomPrompts(config, device=device, dtype=dtype),
-        vae=_random_vae(device, dtype) if with_vae else None,
+        vae=_random_vae(device, dtype, decoding) if with_vae else None,
         head_map=head_map,
         weights="random",
+        decoding=decoding,
     )
 
 
@@ -79,17 +85,22 @@ def built_on(device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
 
 
 def random_transformer(
-    config: TransformerConfig, *, device: torch.device | str, dtype: torch.dtype
+    config: TransformerConfig, *, device: torch.device | str, dtype: torch.dtype, precision: str | None = None
 ) -> CausalWanTransformer:
     """A transformer of this size, always with the same weights on one kind of device."""
     torch.manual_seed(0)
     with built_on(device, dtype):
-        return CausalWanTransformer(config).requires_grad_(False).eval()
+        transformer = CausalWanTransformer(config).requires_grad_(False).eval()
+    if precision is not None:
+        transformer.quantise_linears()
+    transformer.join_projections()
+    return transformer
 
 
-def _random_vae(device: torch.device, dtype: torch.dtype) -> Any:
+def _random_vae(device: torch.device, dtype: torch.dtype, decoding: DecoderOptions) -> Any:
     from diffusers import AutoencoderKLWan
 
-    with built_on(device, dtype):
+    with built_on(device, decoding.dtype_beside(dtype, device)):
         vae: Any = AutoencoderKLWan()
-    return channels_last(vae.requires_grad_(False).eval()) if device.type == "cpu" else vae.requires_grad_(False).eval()
+    vae = vae.requires_grad_(False).eval()
+    return channels_last(vae) if decoding.is_channels_last(device) else vae

@@ -17,6 +17,7 @@ from forcing_kv.bench.turns import Measured
 from forcing_kv.bench.video import TimedVideo
 from forcing_kv.output_files import atomic_write
 from forcing_kv.policies import ForcingKV
+from forcing_kv.video.decoders import VAE_NAME
 
 FORMAT = "forcing-kv-benchmark"
 VERSION = 1
@@ -75,6 +76,8 @@ def policy_row(plan: BenchmarkPlan, measured: Measured, *, ceilings: Ceilings) -
         "fps_end_to_end_range": _range(video.fps_end_to_end for video in videos) if plan.decodes else None,
         "first_frame_ms": _rounded(statistics.median(video.first_frame_ms for video in videos)),
         "first_frame_ms_range": _range(video.first_frame_ms for video in videos),
+        "first_compile_ms": _rounded(measured.first_compile_ms),
+        "compile_ms": _rounded(statistics.median(video.compile_ms for video in videos)),
         "chunk_latency_ms": _rounded(statistics.median(latencies)),
         "chunk_latency_ms_p95": _rounded(float(np.percentile(latencies, 95))),
         "steady_chunk_ms": _rounded(steady_ms),
@@ -141,17 +144,34 @@ def _config(plan: BenchmarkPlan) -> dict[str, Any]:
         "chunk_frames": preset.chunk_frames,
         "steps": list(preset.steps),
         "policies": [policy.name for policy in plan.policies],
-        "kv_dtype": plan.kv_dtype,
-        "step_cache": plan.step_cache,
+        **plan.options.changing_results(),
         "steps_skipped": plan.steps_skipped,
         "passes_per_chunk": plan.chunk_passes,
         "repeats": plan.repeats,
         "warm_up_turns": 1,
         "prompt": plan.prompt,
         "seed": SEED,
+        "attention": plan.options.attention,
         "device": str(plan.device),
         "dtype": str(plan.dtype).removeprefix("torch."),
+        **_decoder_config(plan),
+        "precision": plan.precision,
+        "execution": plan.options.execution,
         "threads": torch.get_num_threads(),
+    }
+
+
+def _decoder_config(plan: BenchmarkPlan) -> dict[str, Any]:
+    """Which decoder made pixels, and how; nothing but None where none did."""
+    if not plan.decodes:
+        return {"decoder": None}
+    decoding = plan.decoding
+    return {
+        "decoder": VAE_NAME if decoding.file is None else decoding.file.name,
+        "decoder_dtype": str(decoding.dtype_beside(plan.dtype, plan.device)).removeprefix("torch."),
+        "decoder_layout": "channels-last" if decoding.is_channels_last(plan.device) else "contiguous",
+        "decoder_compiled": decoding.compiled,
+        "overlapped": decoding.is_overlapped(plan.device),
     }
 
 
@@ -170,7 +190,7 @@ def _by_chunk(plan: BenchmarkPlan, videos: Sequence[TimedVideo]) -> dict[str, li
 
 def _timed(video: TimedVideo) -> dict[str, Any]:
     """A video as it was timed."""
-    parts = ("diffusion_ms", "decode_ms", "encode_ms")
+    parts = ("diffusion_ms", "decode_ms", "encode_ms", "queued_ms")
     return {
         "text_ms": _rounded(video.chunks[0].text_ms),
         **{part: [_rounded(getattr(chunk, part)) for chunk in video.chunks] for part in parts},

@@ -13,12 +13,14 @@ def describe_limits(plan: BenchmarkPlan, ceilings: Ceilings) -> str:
     source, dtype = plan.source, str(plan.dtype).removeprefix("torch.")
     picture = "x".join(map(str, plan.resolution))
     weights = ", random weights" if plan.random_weights else ""
-    kind = f"{dtype} on {plan.device}" + ("" if plan.kv_dtype is None else f", {plan.kv_dtype} cache")
+    options = plan.options
+    kind = f"{dtype} on {plan.device}" + ("" if options.kv_dtype is None else f", {options.kv_dtype} cache")
     steps = len(source.preset.steps)
-    skipped = "" if plan.step_cache is None else f" (step cache: {plan.steps_skipped} of {steps} steps left out)"
+    skipped = "" if options.step_cache is None else f" (step cache: {plan.steps_skipped} of {steps} steps left out)"
     lines = [
         f"{source.preset.name}{weights}, {source.config.num_layers} layers, {picture}, {kind}: "
-        f"{plan.repeats} x {plan.num_frames} frames ({plan.num_chunks} chunks) timed per policy, after one to warm up",
+        f"{plan.repeats} x {plan.num_frames} frames ({plan.num_chunks} chunks) timed per policy, after one to warm up; "
+        f"attention by {options.attention}",
         f"this machine at its best: {ceilings.matmul_flops_per_second / 1e12:.3g} TFLOP/s in a matrix product, "
         f"{ceilings.copy_bytes_per_second / 1e9:.3g} GB/s in a copy; so a chunk of {plan.chunk_passes} passes{skipped} "
         "takes at least, in the steady state:",

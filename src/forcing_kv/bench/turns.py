@@ -23,11 +23,13 @@ class Measured:
     Attributes:
         policy: Which.
         videos: The timed ones.
+        first_compile_ms: Compiling and capturing in the turns that are not timed.
         peak_bytes: Most that a video took of the device; None where the device does not tell.
     """
 
     policy: PolicyPlan
     videos: list[TimedVideo] = field(default_factory=list)
+    first_compile_ms: float = 0.0
     peak_bytes: int | None = None
 
 
@@ -57,7 +59,8 @@ def take_turns(
         path = Path(folder) / "video.mp4"
         # What the libraries take on first use shall not count as the first policy's memory.
         first = replace(plan.policies[0], num_chunks=1)
-        time_video(pipeline, replace(plan, num_chunks=1), first, path, on_chunk=count_chunk)
+        begun = time_video(pipeline, replace(plan, num_chunks=1), first, path, on_chunk=count_chunk)
+        measured[0].first_compile_ms = begun.compile_ms
         for turn in range(plan.repeats + 1):
             for one in measured:
                 meter = peak_meter(plan.device) if turn == 0 else None
@@ -66,5 +69,6 @@ def take_turns(
                 if turn:
                     one.videos.append(video)
                     yield measured
-                elif meter is not None:
-                    one.peak_bytes = meter.taken_bytes
+                else:
+                    one.first_compile_ms += video.compile_ms
+                    one.peak_bytes = None if meter is None else meter.taken_bytes

@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from forcing_kv.bench.arithmetic import history_tokens
 from forcing_kv.bench.plan import SEED, BenchmarkPlan, PolicyPlan
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.rollout import VideoStream
-from forcing_kv.video import VideoWriter
+from forcing_kv.video import ChunkOutput, Decoded, VideoWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,11 @@ class TimedChunk:
         index: Its number in the stream, from 0.
         frames: Pixel frames it makes.
         text_ms: Encoding the prompt; 0 but for the first.
+        compile_ms: Compiling, and capturing graphs.
         diffusion_ms: Transformer passes, commit included.
         decode_ms: VAE; 0 without one.
         encode_ms: H.264; 0 without pixels.
+        queued_ms: Waiting for its turn between these, where they are overlapped with those of other chunks.
         cache_bytes: Held after it.
         history_tokens: Read by each of its passes, summed over all heads of all layers.
     """
@@ -31,16 +35,18 @@ class TimedChunk:
     index: int
     frames: int
     text_ms: float
+    compile_ms: float = 0.0
     diffusion_ms: float
     decode_ms: float
     encode_ms: float
     cache_bytes: int
     history_tokens: int
+    queued_ms: float = 0.0
 
     @property
     def latency_ms(self) -> float:
-        """Everything that is done for it."""
-        return self.text_ms + self.diffusion_ms + self.decode_ms + self.encode_ms
+        """From its begin until it is written."""
+        return self.text_ms + self.compile_ms + self.diffusion_ms + self.decode_ms + self.encode_ms + self.queued_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,13 @@ class TimedVideo:
     def frames(self) -> int:
         """Pixel frames of the video."""
         return sum(chunk.frames for chunk in self.chunks)
+
+    @property
+    def compile_ms(self) -> float:
+        """Compiling and capturing, after the end of the video too."""
+        last = self.chunks[-1].index
+        later = (chunk.compile_ms for chunk in self.steady_chunks if chunk.index > last)
+        return sum(chunk.compile_ms for chunk in self.chunks) + sum(later)
 
     @property
     def fps_diffusion(self) -> float:
@@ -100,23 +113,35 @@ def time_video(
         seed=SEED,
         resolution=plan.resolution,
         num_frames=pixel_frames(policy.num_chunks * plan.geometry.chunk_frames),
-        kv_dtype=plan.kv_dtype,
-        step_cache=plan.step_cache,
+        options=plan.options,
+        decode_apart=True,
         check_memory=False,
     )
-    writer = VideoWriter(path, fps=pipeline.preset.fps) if plan.decodes else None
-    chunks = []
-    for index in range(policy.num_chunks):
-        in_video = index < plan.num_chunks
-        chunk, made_at = _time_chunk(stream, writer if in_video else None)
-        chunks.append(chunk)
-        if index == 0:
-            first_frame_ms = 1e3 * (made_at - started)
-        if index == plan.num_chunks - 1:
-            if writer is not None:
-                writer.finish()
-            total_ms = _milliseconds_since(started)
-            path.unlink(missing_ok=True)
+    chunks: list[TimedChunk] = []
+    if plan.decodes:
+        writer = VideoWriter(path, fps=pipeline.preset.fps)
+        with _output(pipeline, writer) as output:
+            for _ in range(plan.num_chunks):
+                begun = time.perf_counter()
+                latents, timed = _make_chunk(stream)
+                chunks.append(timed)
+                output.put(latents, begun)
+                on_chunk()
+        writer.finish()
+        total_ms = _milliseconds_since(started)
+        path.unlink(missing_ok=True)
+        delivered = list(output.delivered())
+        chunks = [_delivered(*pair) for pair in zip(chunks, delivered, strict=True)]
+        first_frame_ms = 1e3 * (delivered[0].decoded_at - started)
+    else:
+        for index in range(plan.num_chunks):
+            chunks.append(_make_chunk(stream)[1])
+            if index == 0:
+                first_frame_ms = _milliseconds_since(started)
+            on_chunk()
+        total_ms = _milliseconds_since(started)
+    for _ in range(plan.num_chunks, policy.num_chunks):  # on to the steady state
+        chunks.append(_make_chunk(stream)[1])
         on_chunk()
     return TimedVideo(
         chunks=tuple(chunks[: plan.num_chunks]),
@@ -126,26 +151,44 @@ def time_video(
     )
 
 
-def _time_chunk(stream: VideoStream, writer: VideoWriter | None) -> tuple[TimedChunk, float]:
-    """The next chunk, and the time at which it was there, not yet written."""
+def _output(pipeline: VideoPipeline, writer: VideoWriter) -> ChunkOutput[float]:
+    """Takes latents with the time at which their making was begun."""
+
+    def write(decoded: Decoded[float]) -> None:
+        assert decoded.frames is not None
+        writer.write(decoded.frames[0])
+
+    decoder = pipeline.decoder()
+    assert decoder is not None
+    return ChunkOutput(decoder, write, device=pipeline.device, overlapped=pipeline.is_overlapped)
+
+
+def _make_chunk(stream: VideoStream) -> tuple[Tensor, TimedChunk]:
+    """The latents of the next chunk, and what it took so far."""
     tokens = history_tokens(stream.cache)
     chunk = next(stream)
-    made_at = time.perf_counter()
-    if writer is not None:
-        assert chunk.frames is not None
-        writer.write(chunk.frames[0])
     end_frame = chunk.first_frame + stream.cache.geometry.chunk_frames
-    timed = TimedChunk(
+    return chunk.latents, TimedChunk(
         index=chunk.index,
         frames=pixel_frames(end_frame) - pixel_frames(chunk.first_frame),
         text_ms=chunk.timings.text_ms,
+        compile_ms=chunk.timings.compile_ms,
         diffusion_ms=chunk.timings.diffusion_ms,
-        decode_ms=0.0 if chunk.frames is None else chunk.timings.decode_ms,
-        encode_ms=0.0 if writer is None else _milliseconds_since(made_at),
+        decode_ms=0.0,
+        encode_ms=0.0,
         cache_bytes=stream.cache.nbytes,
         history_tokens=tokens,
     )
-    return timed, made_at
+
+
+def _delivered(chunk: TimedChunk, decoded: Decoded[float]) -> TimedChunk:
+    worked_ms = chunk.text_ms + chunk.diffusion_ms + decoded.decode_ms + decoded.write_ms
+    return replace(
+        chunk,
+        decode_ms=decoded.decode_ms,
+        encode_ms=decoded.write_ms,
+        queued_ms=max(0.0, 1e3 * (decoded.written_at - decoded.item) - worked_ms),
+    )
 
 
 def _milliseconds_since(started: float) -> float:

@@ -77,6 +77,10 @@ class GroupBuffer:
         """Bytes allocated."""
         return self.store.nbytes
 
+    def layout(self) -> tuple[int, ...]:
+        """Tokens held, room, and addresses: all that decides where a pass reads and writes."""
+        return (self.history_tokens, self._num_tokens, *(plane.data_ptr() for plane in self.store.planes))
+
     def write_current(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Puts the chunk of this pass, [batch, chunk_tokens, heads, head_dim] each, in its place.
 

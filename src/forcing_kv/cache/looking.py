@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from forcing_kv.attention import heads_at
 from forcing_kv.attention.frame_mass import frame_mass
 from forcing_kv.cache.buffer import GroupBuffer
-from forcing_kv.cache.places import heads_at
 from forcing_kv.geometry import FrameGeometry
 from forcing_kv.policies import HeadAttention
 

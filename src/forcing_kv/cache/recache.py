@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from forcing_kv.attention import attend
+from forcing_kv.attention import AttentionBackend, heads_at, join_heads
 from forcing_kv.cache.buffer import GroupBuffer
-from forcing_kv.cache.places import heads_at, join_heads
 
 
 class RecachePass:
@@ -24,11 +23,13 @@ class RecachePass:
         frames: range,
         *,
         first_position: int,
+        attention: AttentionBackend,
         on_refilled: Callable[[int], None],
     ) -> None:
         self.frames = frames
         self.positions = range(first_position, first_position + len(frames))
         self._layers = layers
+        self._attention = attention
         self._unfilled = set(range(len(layers)))  # the last of them settles where the history stands
         self._on_refilled = on_refilled
 
@@ -40,7 +41,7 @@ class RecachePass:
             keys, values = heads_at(k, buffer.places), heads_at(v, buffer.places)
             sink_keys, sink_values = buffer.read_sink()  # empty unless it was kept
             outputs.append(
-                attend(
+                self._attention.attend(
                     heads_at(q, buffer.places),
                     torch.cat((sink_keys, keys), dim=1),
                     torch.cat((sink_values, values), dim=1),

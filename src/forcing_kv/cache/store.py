@@ -284,6 +284,16 @@ class Storage:
         """Bytes of what the stores share."""
         return self._workspace.nbytes
 
+    @property
+    def shares_room(self) -> bool:
+        """Whether what one store gives to be read is gone when the next is read."""
+        return self._form is not None
+
+    @property
+    def workspace_address(self) -> int:
+        """Where what the stores share lies."""
+        return self._workspace.values.data_ptr()
+
     def give_back_room(self, stores: Iterable[TokenStore]) -> None:
         """Lets what is shared be no larger than these stores, the only ones left, need."""
         if self._form is not None:

@@ -8,7 +8,7 @@ It works with any transformer: call `attend(layer, q, k, v)` in every layer in p
 `commit()` after the pass on the clean chunk (`examples/own_model.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forcing_kv.attention import attend
+from forcing_kv.attention import AUTO, GroupKV, Placement, choose_backend, heads_at
 from forcing_kv.cache.buffer import GroupBuffer
 from forcing_kv.cache.looking import QuerySample
 from forcing_kv.cache.observer import AttentionObserver, AttentionRead
-from forcing_kv.cache.places import heads_at, join_heads
 from forcing_kv.cache.positions import TemporalRotation
 from forcing_kv.cache.recache import RecachePass
 from forcing_kv.cache.store import Storage, check_kv_dtype
@@ -44,11 +43,14 @@ class StreamCache:
         rotation: Moves keys along the temporal axis; the cache then holds them at relative positions
             (`cache.positions`), and the model must encode each chunk at `first_position`. None leaves every frame at
             its absolute position.
+        attention: Back end that computes it: a name of `forcing_kv.attention.BACKENDS`, or `auto` for the best that
+            is known for the device.
 
     Raises:
-        ConfigurationError: The policy cannot work at this geometry; a quantised cache with relative positions.
+        ConfigurationError: The policy cannot work at this geometry; a quantised cache with relative positions; an
+            attention back end that cannot be had here.
         HeadMapError: The policy's head map does not fit.
-        UnknownNameError: No such `kv_dtype`.
+        UnknownNameError: No such `kv_dtype` or attention back end.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class StreamCache:
         device: torch.device | str = "cpu",
         head_order: Sequence[Sequence[int]] | None = None,
         rotation: TemporalRotation | None = None,
+        attention: str = AUTO,
     ) -> None:
         policy.check(geometry)
         check_kv_dtype(kv_dtype, positions="absolute" if rotation is None else "relative")
@@ -71,6 +74,9 @@ class StreamCache:
         self.dtype = dtype
         self.kv_dtype = kv_dtype
         self.device = torch.device(device)
+        placement = Placement(device=self.device, dtype=dtype, head_dim=geometry.head_dim)
+        self.attention = choose_backend(attention, placement)
+        """What computes attention."""
         self.num_frames = 0
         """Latent frames committed since the start of the stream."""
         self.num_chunks = 0
@@ -115,6 +121,15 @@ class StreamCache:
         """Tokens of history that each head of `layer` reads, by head number."""
         return {head: buffer.history_tokens for buffer in self._layers[layer] for head in buffer.group.heads}
 
+    def layout(self) -> Hashable | None:
+        """Where the coming pass reads and writes: passes over equal layouts do the same work at the same addresses.
+
+        None where a pass does more than that: its queries are looked at.
+        """
+        if self._sample is not None or self._observer is not None:
+            return None
+        return (self._storage.workspace_address, *(buffer.layout() for buffer in self._buffers))
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the current chunk to itself and to the history each head keeps.
 
@@ -127,16 +142,13 @@ class StreamCache:
         Returns:
             [batch, chunk_tokens, heads, head_dim].
         """
-        buffers = self._layers[layer]
-        outputs = []
-        for buffer in buffers:
-            keys, values = buffer.write_current(heads_at(k, buffer.places), heads_at(v, buffer.places))
-            outputs.append(attend(heads_at(q, buffer.places), keys, values))
+        groups = (self._write_current(buffer, k, v) for buffer in self._layers[layer])
+        out = self.attention.attend_groups(q, groups, one_by_one=self._storage.shares_room)
         if self._sample is not None:
             self._sample.take(layer, q)
         if self._observer is not None:
             self._show(self._observer, layer, q)
-        return join_heads(outputs, [buffer.places for buffer in buffers])
+        return out
 
     @contextmanager
     def observed_by(self, observer: AttentionObserver) -> Iterator[None]:
@@ -202,7 +214,13 @@ class StreamCache:
             buffer.forget(keep_sink=keep_sink)
         frames = range(first_frame, self.num_frames)
         self._go_on_from(first_frame)
-        return RecachePass(self._layers, frames, first_position=self.first_position, on_refilled=self._go_on_from)
+        return RecachePass(
+            self._layers,
+            frames,
+            first_position=self.first_position,
+            attention=self.attention,
+            on_refilled=self._go_on_from,
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A copy of everything held: tensors by name, on the host, and counters that JSON can hold."""
@@ -269,6 +287,11 @@ class StreamCache:
     @property
     def _sink_frames(self) -> int:
         return max(buffer.sink_frames for buffer in self._buffers)
+
+    @staticmethod
+    def _write_current(buffer: GroupBuffer, k: Tensor, v: Tensor) -> GroupKV:
+        keys, values = buffer.write_current(heads_at(k, buffer.places), heads_at(v, buffer.places))
+        return GroupKV(places=buffer.places, keys=keys, values=values)
 
     def _show(self, observer: AttentionObserver, layer: int, q: Tensor) -> None:
         """Tells the observer what the layer has just read."""

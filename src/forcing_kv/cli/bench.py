@@ -27,7 +27,9 @@ from forcing_kv.models import find_model
 from forcing_kv.output_files import check_output_file
 from forcing_kv.policies import split_policies
 from forcing_kv.resolution import parse_resolution
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.tiny.prompts import EXAMPLE
+from forcing_kv.video import DecoderOptions
 
 
 @click.command("bench")
@@ -39,16 +41,18 @@ from forcing_kv.tiny.prompts import EXAMPLE
 @click.option(
     "--policies", metavar="NAME[:SETTING=VALUE,...],...", default=DEFAULT_POLICIES, show_default=True, help="In turn."
 )
-@options.stream_savings
 @click.option("--repeats", type=int, default=DEFAULT_REPEATS, show_default=True, help="Timed videos per policy.")
 @click.option("--prompt", default=EXAMPLE, help="Of every video. [one that the embedded model knows]")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Keep the report here, as it grows.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw speed and memory over the length of the video.")
-@options.head_map
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @options.weights
 @options.components()
+@options.head_map
 @options.placement
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@options.precision
+@options.stream
+@options.decoding
 @options.skip_memory_check
 def command(
     *,
@@ -58,8 +62,7 @@ def command(
     resolution: str | None,
     seconds: float,
     policies: str,
-    kv_dtype: str | None,
-    step_cache: float | None,
+    stream_options: StreamOptions,
     repeats: int,
     prompt: str,
     json_path: Path | None,
@@ -71,6 +74,8 @@ def command(
     device: str,
     dtype: str,
     text_encoder_device: str,
+    decoding: DecoderOptions,
+    precision: str | None,
     overwrite: bool,
     skip_memory_check: bool,
 ) -> None:
@@ -104,10 +109,11 @@ def command(
         layers=layers,
         head_map=None if head_map is None else HeadMap.load(head_map),
         prompt=prompt,
-        kv_dtype=kv_dtype,
-        step_cache=step_cache,
+        options=stream_options,
         device=run_device,
         dtype=resolve_dtype(dtype, run_device),
+        decoding=decoding,
+        precision=precision,
     )
     if not skip_memory_check:
         plan.check_memory()

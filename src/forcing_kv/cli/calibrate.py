@@ -123,7 +123,7 @@ def command(
             source, device=device, dtype=dtype, text_encoder_device=text_encoder_device, on_progress=show
         )
     finished = output / "observations"
-    if overwrite and not resume:
+    if overwrite:
         FinishedPrompts(finished).clear()
     output.mkdir(parents=True, exist_ok=True)
     with progress_bar("prompts", "prompt") as show:

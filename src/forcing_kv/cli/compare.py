@@ -29,6 +29,7 @@ from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.policies import split_policies
 from forcing_kv.prompt_file import read_single_prompts
 from forcing_kv.resolution import parse_resolution
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video.h264 import check_codec
 
 
@@ -50,7 +51,12 @@ from forcing_kv.video.h264 import check_codec
     show_default=True,
     help="What the others are measured against.",
 )
-@options.stream_savings
+@click.option(
+    "--plain-reference",
+    is_flag=True,
+    help="Make the reference without --positions, --kv-dtype, --step-cache, --attention, --execution and --precision, "
+    "so that what they do is measured too.",
+)
 @click.option(
     "--seconds", type=float, default=20.0, show_default=True, help="Of each video, rounded up to whole chunks."
 )
@@ -67,12 +73,14 @@ from forcing_kv.video.h264 import check_codec
 @options.resolution
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first prompt; the next has one more.")
 @click.option("--together", type=int, metavar="N", help="Prompts made in one batch. [what suits their size]")
-@options.weights
-@options.components()
-@options.placement
-@options.head_map
 @click.option("--resume", is_flag=True, help="Go on with a comparison that was killed, or add policies to one.")
 @click.option("--overwrite", is_flag=True, help="Replace a comparison that is there.")
+@options.weights
+@options.components()
+@options.head_map
+@options.placement
+@options.precision
+@options.stream
 @options.skip_memory_check
 def command(
     *,
@@ -81,8 +89,9 @@ def command(
     output: Path,
     policies: str,
     reference: str,
-    kv_dtype: str | None,
-    step_cache: float | None,
+    stream_options: StreamOptions,
+    precision: str | None,
+    plain_reference: bool,
     seconds: float,
     metrics: str,
     flow: str,
@@ -113,6 +122,7 @@ def command(
       forcing-kv prompts -n 64 > prompts.txt
       forcing-kv compare --prompt-file prompts.txt -o quality
       forcing-kv compare --prompt-file prompts.txt -o quality --policies full,window,forcing-kv:sink_frames=2 --resume
+      forcing-kv compare --prompt-file prompts.txt -o int8 --policies full,forcing-kv --kv-dtype int8 --plain-reference
       forcing-kv compare --model self-forcing-1.3b --prompt-file prompts.txt -o sf --seconds 5 --metrics psnr,ssim,drift
     """
     check_page_available()
@@ -129,8 +139,8 @@ def command(
         metrics=metrics,
         flow=flow,
         num_together=together,
-        kv_dtype=kv_dtype,
-        step_cache=step_cache,
+        options=stream_options,
+        plain_reference=plain_reference,
     )
     roles = source.head_map if head_map is None else HeadMap.load(head_map)
     run_device = resolve_device(device)
@@ -141,6 +151,7 @@ def command(
         head_map=roles,
         device=run_device,
         dtype=resolve_dtype(dtype, run_device),
+        precision=precision,
         skip_memory_check=skip_memory_check,
     )
     chosen = choose_metrics(asked, source.preset, device=run_device)
@@ -151,10 +162,16 @@ def command(
             source,
             device=device,
             dtype=dtype,
+            precision=precision,
             text_encoder_device=text_encoder_device,
             head_map=roles,
             on_progress=show,
         )
+    plain_pipeline = None
+    if plain_reference and precision is not None:
+        with progress_bar("loading weights of the reference", "weight") as show:
+            transformer = source.load_transformer(dtype=pipeline.dtype, device=run_device, on_progress=show)
+        plain_pipeline = pipeline.with_transformer(transformer)
     with progress_bar("comparing", "chunk") as show:
         compared = compare(
             pipeline,
@@ -162,7 +179,8 @@ def command(
             asked,
             output,
             chosen=chosen,
-            overwrite=overwrite and not resume,
+            plain_pipeline=plain_pipeline,
+            overwrite=overwrite,
             check_memory=not skip_memory_check,
             on_progress=show,
         )

@@ -8,7 +8,6 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from forcing_kv.cache import POSITIONS
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
 from forcing_kv.devices import resolve_device, resolve_dtype
@@ -35,7 +34,8 @@ from forcing_kv.policies import POLICIES, describe_settings
 from forcing_kv.prompt_file import read_prompt_file
 from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt, prompt_schedule
 from forcing_kv.resolution import parse_resolution
-from forcing_kv.video import WAN_VAE
+from forcing_kv.stream_options import StreamOptions
+from forcing_kv.video import WAN_VAE, DecoderOptions
 
 DEFAULT_SECONDS = 5.0
 
@@ -59,24 +59,11 @@ def _policy_help() -> str:
     metavar="NAME[:SETTING=VALUE,...]",
     help="What the cache keeps: forcing-kv, full, window, ... [the model's own]",
 )
-@click.option(
-    "--positions",
-    type=click.Choice(POSITIONS),
-    default="absolute",
-    show_default=True,
-    help="How the model sees time: absolute counts frames from the start of the video; relative counts within what the "
-    "cache holds, so that no distance exceeds the model's training, however long the video.",
-)
-@options.stream_savings
 @click.option("--seconds", type=float, help=f"Length to make, rounded up to whole chunks. [{DEFAULT_SECONDS:g}]")
 @click.option("--frames", type=int, help="Length in pixel frames, instead of --seconds.")
 @options.resolution
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same video.")
 @click.option("--num-videos", type=int, default=1, show_default=True, help="Videos per prompt, with seeds counting up.")
-@options.weights
-@options.components()
-@options.placement
-@options.head_map
 @click.option(
     "--switch",
     "switches",
@@ -89,14 +76,14 @@ def _policy_help() -> str:
     "--prompt-file", type=click.Path(path_type=Path), help="One prompt per line, or JSON lines with prompts over time."
 )
 @click.option(
-    "--save-latents", type=click.Path(path_type=Path), help="Keep the latents as safetensors; a folder for many videos."
-)
-@click.option(
     "--continue-from",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Go on from a video, or from the latents that --save-latents kept (exact). The new file begins with it; "
     "--seconds and --frames count what is added.",
+)
+@click.option(
+    "--save-latents", type=click.Path(path_type=Path), help="Keep the latents as safetensors; a folder for many videos."
 )
 @click.option("--contact-sheet", type=click.Path(path_type=Path), help="Write a PNG with frames of every video.")
 @click.option(
@@ -104,6 +91,13 @@ def _policy_help() -> str:
 )
 @click.option("--resume", is_flag=True, help="Go on with a video whose run was killed.")
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@options.weights
+@options.components()
+@options.head_map
+@options.placement
+@options.precision
+@options.stream
+@options.decoding
 @options.skip_memory_check
 def command(
     *,
@@ -111,9 +105,7 @@ def command(
     output: Path | None,
     model: str,
     policy: str | None,
-    positions: str,
-    kv_dtype: str | None,
-    step_cache: float | None,
+    stream_options: StreamOptions,
     seconds: float | None,
     frames: int | None,
     resolution: str | None,
@@ -125,6 +117,8 @@ def command(
     device: str,
     dtype: str,
     text_encoder_device: str,
+    decoding: DecoderOptions,
+    precision: str | None,
     head_map: Path | None,
     switches: tuple[tuple[float, str], ...],
     prompt_file: Path | None,
@@ -165,9 +159,7 @@ def command(
         "seed": seed,
         "num_frames": frames if frames is not None else _frames(seconds, source.preset.fps),
         "policy": policy,
-        "positions": positions,
-        "kv_dtype": kv_dtype,
-        "step_cache": step_cache,
+        "options": stream_options,
         "resolution": None if resolution is None else parse_resolution(resolution),
         "continue_from": continue_from,
     }
@@ -193,6 +185,7 @@ def command(
         check_output_file(path, overwrite=overwrite or resume)
     roles = source.head_map if head_map is None else HeadMap.load(head_map)
     run_device = resolve_device(device)
+    run_dtype = resolve_dtype(dtype, run_device)
     planned = plan_run(
         source.config,
         source.preset,
@@ -202,21 +195,14 @@ def command(
         head_map=roles,
         policy=policy,
         resolution=shared["resolution"],
-        kv_dtype=kv_dtype,
-        step_cache=step_cache,
-        dtype=resolve_dtype(dtype, run_device),
+        options=stream_options,
+        precision=precision,
+        dtype=run_dtype,
         device=run_device,
-        vae=WAN_VAE if source.preset.components else None,  # any other is known when it is loaded
+        # Any other VAE is known when it is loaded.
+        **decoding.planned(WAN_VAE if source.preset.components else None, run_dtype, run_device),
     )
-    check_stream(
-        source.preset,
-        planned.geometry,
-        planned.policy,
-        num_chunks=planned.num_chunks,
-        positions=positions,
-        kv_dtype=kv_dtype,
-        step_cache=step_cache,
-    )
+    check_stream(source.preset, planned)
     if not skip_memory_check:
         check_memory(planned)
     with progress_bar("loading weights", "weight") as show:
@@ -224,8 +210,10 @@ def command(
             source,
             device=device,
             dtype=dtype,
+            precision=precision,
             text_encoder_device=text_encoder_device,
             head_map=roles,
+            decoding=decoding,
             on_progress=show,
         )
     for folder in folders:

@@ -9,7 +9,6 @@ import click
 from tqdm import tqdm
 
 from forcing_kv.bench.environment import environment
-from forcing_kv.cache import POSITIONS
 from forcing_kv.cli import options
 from forcing_kv.cli.progress import progress_bar
 from forcing_kv.devices import resolve_device, resolve_dtype
@@ -39,6 +38,7 @@ from forcing_kv.memory import PlannedStream, check_memory, plan_run
 from forcing_kv.models import find_model
 from forcing_kv.pipeline import VideoPipeline, check_stream
 from forcing_kv.resolution import parse_resolution
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE
 
 _MAX_SECONDS = 3600.0
@@ -84,8 +84,8 @@ def command() -> None:
 @click.option(
     "--policy", metavar="NAME[:SETTING=VALUE,...]", help="What the cache keeps; see generate --help. [the model's own]"
 )
-@options.stream_savings
-@click.option("--positions", type=click.Choice(POSITIONS), default="absolute", show_default=True, help="See generate.")
+@options.stream
+@options.precision
 @click.option(
     "--seconds",
     type=click.FloatRange(0, _MAX_SECONDS, min_open=True),
@@ -136,9 +136,8 @@ def generate(
     vbench_python: Path | None,
     model: str,
     policy: str | None,
-    kv_dtype: str | None,
-    step_cache: float | None,
-    positions: str,
+    stream_options: StreamOptions,
+    precision: str | None,
     seconds: float,
     resolution: str | None,
     dimensions: str | None,
@@ -186,8 +185,7 @@ def generate(
     shared: dict[str, Any] = {
         "num_frames": frames_of(seconds, source.preset.fps),
         "policy": policy,
-        "kv_dtype": kv_dtype,
-        "step_cache": step_cache,
+        "options": stream_options,
         "resolution": None if resolution is None else parse_resolution(resolution),
     }
     planned = plan_run(
@@ -197,18 +195,11 @@ def generate(
         head_map=roles,
         dtype=resolve_dtype(dtype, run_device),
         device=run_device,
+        precision=precision,
         vae=WAN_VAE if source.preset.components else None,
         **shared,
     )
-    check_stream(
-        source.preset,
-        planned.geometry,
-        planned.policy,
-        num_chunks=planned.num_chunks,
-        positions=positions,
-        kv_dtype=kv_dtype,
-        step_cache=step_cache,
-    )
+    check_stream(source.preset, planned)
     folder = BenchmarkFolder(output)
     settings = FolderSettings(
         made_with={
@@ -217,9 +208,8 @@ def generate(
             "model": source.preset.name,
             "weights": source.weights_label(),
             "head_map": None if roles is None else hashlib.sha256("/".join(roles.roles).encode()).hexdigest()[:16],
-            "positions": positions,
-            "kv_dtype": kv_dtype,
-            "step_cache": step_cache,
+            **stream_options.changing_results(),
+            "precision": precision,
             "seed": seed,
             **_of_stream(planned),
         },
@@ -233,7 +223,6 @@ def generate(
         seed=seed,
         augmented=None if augmented is None else augmented.texts,
         shard=part,
-        positions=positions,
         **shared,
     )
     names = [request.path.name for request in requests]
@@ -246,6 +235,7 @@ def generate(
             source,
             device=device,
             dtype=dtype,
+            precision=precision,
             text_encoder_device=text_encoder_device,
             head_map=roles,
             on_progress=show,

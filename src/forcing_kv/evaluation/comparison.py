@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from forcing_kv.cache import check_kv_dtype
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.evaluation.metrics import METRICS, Meter, Metric, Tools, open_flow, series_of, split_metrics
 from forcing_kv.evaluation.worlds import WORLDS, World
@@ -15,13 +14,33 @@ from forcing_kv.memory import PlannedStream, check_memory, plan_run
 from forcing_kv.models import ModelPreset, ModelSource
 from forcing_kv.pipeline import check_stream
 from forcing_kv.policies import CachePolicy, parse_policy
-from forcing_kv.step_cache import check_threshold
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE
 
 TOKENS_TOGETHER = 1500
 """Prompts are made together while their chunks have no more tokens than this: fewer leave a machine idle."""
 
 MAX_TOGETHER = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """What makes one video of each prompt.
+
+    Attributes:
+        policy: What the cache keeps.
+        options: How its streams are computed.
+        is_plain: Whether it is a reference without the savings of the others, fp8 layers included.
+    """
+
+    policy: CachePolicy
+    options: StreamOptions
+    is_plain: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+        return f"{self.policy.spec()} (plain)" if self.is_plain else self.policy.spec()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +56,12 @@ class Comparison:
         metrics: Names, or `all`.
         flow: Kind of optical flow.
         num_together: Prompts made together; None for what suits their size.
-        kv_dtype: How all caches store keys and values, the reference's too; None for as they are.
-        step_cache: Threshold under which denoising steps leave their blocks out, under all policies; None never does.
+        options: How all streams are computed, the reference's too unless it is plain.
+        plain_reference: Whether the reference is computed with none of the options, and in the model's own precision,
+            so that what those do is measured too.
 
     Raises:
-        ForcingKVError: An unknown metric or way to store the cache, or a number out of range.
+        ForcingKVError: An unknown metric, or a number out of range.
     """
 
     policies: tuple[str, ...]
@@ -52,8 +72,8 @@ class Comparison:
     metrics: str = "all"
     flow: str = "dis"
     num_together: int | None = None
-    kv_dtype: str | None = None
-    step_cache: float | None = None
+    options: StreamOptions = StreamOptions()
+    plain_reference: bool = False
 
     def __post_init__(self) -> None:
         split_metrics(self.metrics)
@@ -63,12 +83,9 @@ class Comparison:
             raise ConfigurationError(f"seed {self.seed} is out of range: use 0 to {MAX_SEED}")
         if self.num_together is not None and self.num_together < 1:
             raise ConfigurationError(f"{self.num_together} prompts cannot be made together: use at least 1")
-        check_kv_dtype(self.kv_dtype, positions="absolute")
-        if self.step_cache is not None:
-            check_threshold(self.step_cache)
 
-    def parsed_policies(self, head_map: HeadMap | None) -> list[CachePolicy]:
-        """The policies, the reference first, each once.
+    def contestants(self, head_map: HeadMap | None) -> list[Contestant]:
+        """The reference, then the policies, each once.
 
         Raises:
             ForcingKVError: One that is unknown, cannot work, needs a head map that is not there, or is there twice.
@@ -79,13 +96,15 @@ class Comparison:
             policy = parse_policy(spelling, head_map=head_map)
             if policy in policies[1:]:
                 raise ConfigurationError(f"policies: {spelling!r} is there twice, the other time as {policy.spec()!r}")
-            if policy != reference:
+            if self.plain_reference or policy != reference:
                 policies.append(policy)
         if len(policies) == 1:
             raise ConfigurationError(
                 f"policies {','.join(self.policies)!r} name the reference {reference.spec()} only: name another one too"
             )
-        return policies
+        options = StreamOptions() if self.plain_reference else self.options
+        first = Contestant(policy=reference, options=options, is_plain=self.plain_reference)
+        return [first, *(Contestant(policy=policy, options=self.options) for policy in policies[1:])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +188,7 @@ def plan_comparison(
     head_map: HeadMap | None,
     device: torch.device,
     dtype: torch.dtype,
+    precision: str | None = None,
     skip_memory_check: bool = False,
 ) -> list[PlannedStream]:
     """Plans one stream per policy, the reference first; nothing is loaded.
@@ -180,13 +200,14 @@ def plan_comparison(
         head_map: Roles of its heads.
         device: Where it will run.
         dtype: What it will compute in.
+        precision: Of its linear layers; None for `dtype`.
         skip_memory_check: Whether streams that the device cannot hold are planned all the same.
 
     Raises:
         ForcingKVError: A policy that cannot work here, or that the device cannot hold.
     """
     planned = []
-    for policy in asked.parsed_policies(head_map):
+    for contestant in asked.contestants(head_map):
         stream = plan_run(
             source.config,
             source.preset,
@@ -194,24 +215,17 @@ def plan_comparison(
             num_frames=asked.num_frames,
             num_videos=1,
             head_map=head_map,
-            policy=policy,
+            policy=contestant.policy,
             resolution=asked.resolution,
-            kv_dtype=asked.kv_dtype,
-            step_cache=asked.step_cache,
+            options=contestant.options,
             dtype=dtype,
+            precision=None if contestant.is_plain else precision,
             device=device,
             vae=WAN_VAE if source.preset.components else None,  # any other is known when it is loaded
         )
         size = min(num_prompts, num_together(asked, chunk_tokens=stream.geometry.chunk_tokens))
         stream = replace(stream, batch_size=size, other_policies=())  # another policy is no answer here
-        check_stream(
-            source.preset,
-            stream.geometry,
-            policy,
-            num_chunks=stream.num_chunks,
-            kv_dtype=asked.kv_dtype,
-            step_cache=asked.step_cache,
-        )
+        check_stream(source.preset, stream)
         if not skip_memory_check:
             check_memory(stream)
         planned.append(stream)
@@ -223,9 +237,10 @@ def num_together(asked: Comparison, *, chunk_tokens: int) -> int:
     return asked.num_together or max(1, min(MAX_TOGETHER, TOKENS_TOGETHER // chunk_tokens))
 
 
-def folder_name(policy: CachePolicy) -> str:
-    """A folder's name for a policy: its own name and, where it has settings, a hash of them."""
-    spec = policy.spec()
-    if spec == policy.name:
-        return slug(spec)
-    return f"{slug(policy.name)}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
+def folder_name(contestant: Contestant) -> str:
+    """A folder's name: that of the policy, `plain` where it is that, and a hash of the settings if there are any."""
+    policy = contestant.policy
+    name = f"{slug(policy.name)}-plain" if contestant.is_plain else slug(policy.name)
+    if policy.spec() == policy.name:
+        return name
+    return f"{name}-{hashlib.sha256(policy.spec().encode()).hexdigest()[:8]}"

@@ -63,7 +63,7 @@ def _content(summary: Summary) -> dict[str, Any]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for metric in summary.metrics:
         groups.setdefault(metric.group, []).append(_card(metric, summary))
-    reference = compared.reference.spec()
+    reference = compared.reference
     return {
         "model": compared.settings["model"],
         "reference": reference,
@@ -185,7 +185,7 @@ def _curve(metric: Metric, summary: Summary) -> str:
 
 def _chunk_seconds(summary: Summary, num_chunks: int) -> list[float]:
     """The middle of each chunk."""
-    measured = summary.compared.videos[summary.compared.reference.spec()][0].measured
+    measured = summary.compared.videos[summary.compared.reference][0].measured
     bounds = [*measured.chunk_starts, measured.num_frames]
     fps = float(summary.compared.settings["fps"])
     return [(start + stop) / 2 / fps for start, stop in pairwise(bounds)][:num_chunks]

@@ -9,6 +9,7 @@ from typing import Any
 from forcing_kv.bench.environment import environment
 from forcing_kv.evaluation.bootstrap import shortened
 from forcing_kv.evaluation.metrics import Floats, Metric
+from forcing_kv.evaluation.run import Compared
 from forcing_kv.evaluation.summary import MetricSummary, PolicySummary, Summary
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.output_files import atomic_write
@@ -46,8 +47,8 @@ def report_document(summary: Summary) -> dict[str, Any]:
             "frames": pixel_frames(compared.settings["num_chunks"] * compared.settings["chunk_frames"]),
             "seconds": round(video_seconds(summary), 4),
             "seed": compared.asked.seed,
-            "policies": [policy.spec() for policy in compared.policies],
-            "head_map": next((own.model for own in map(head_map_of, compared.policies) if own is not None), None),
+            "policies": [contestant.name for contestant in compared.contestants],
+            "head_map": _head_map_model(compared),
             "metrics": [metric.name for metric in summary.metrics],
             "intervals": {"level": 0.95, **summary.bootstrap.to_json()},
         },
@@ -78,6 +79,12 @@ def video_seconds(summary: Summary) -> float:
     """Length of each video."""
     settings = summary.compared.settings
     return pixel_frames(settings["num_chunks"] * settings["chunk_frames"]) / float(settings["fps"])
+
+
+def _head_map_model(compared: Compared) -> str | None:
+    """What the head map of the policies is of; None where no policy has one."""
+    head_maps = (head_map_of(contestant.policy) for contestant in compared.contestants)
+    return next((head_map.model for head_map in head_maps if head_map is not None), None)
 
 
 def _environment() -> dict[str, Any]:

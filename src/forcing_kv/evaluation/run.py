@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from forcing_kv.errors import ConfigurationError, PromptError
-from forcing_kv.evaluation.comparison import Chosen, Comparison, choose_metrics, folder_name, num_together
+from forcing_kv.evaluation.comparison import (
+    Chosen,
+    Comparison,
+    Contestant,
+    choose_metrics,
+    folder_name,
+    num_together,
+)
 from forcing_kv.evaluation.finished import ComparedVideo, FinishedVideos
 from forcing_kv.evaluation.measuring import Measuring
 from forcing_kv.evaluation.metrics import Meter, series_of
@@ -24,7 +31,6 @@ from forcing_kv.evaluation.worlds import Judge
 from forcing_kv.generation.request import slug
 from forcing_kv.models.weights import weights_sha256
 from forcing_kv.pipeline import VideoPipeline
-from forcing_kv.policies import CachePolicy
 from forcing_kv.policies.base import head_map_of
 from forcing_kv.rollout import Chunk
 from forcing_kv.step_cache import num_steps_skipped
@@ -52,17 +58,17 @@ class Compared:
     Attributes:
         asked: What was compared.
         prompts: One video each per policy.
-        policies: The reference first.
+        contestants: The reference first.
         chosen: The metrics.
-        videos: By the policy's spelling, in the order of the prompts.
+        videos: By the contestant's name, in the order of the prompts.
         paths: Where the videos lie, likewise.
         not_judged: By index of the prompt, why the world's rules say nothing about it.
-        settings: Everything that decides the values.
+        settings: Everything that decides the values; of a plain reference some are other ones.
     """
 
     asked: Comparison
     prompts: tuple[str, ...]
-    policies: tuple[CachePolicy, ...]
+    contestants: tuple[Contestant, ...]
     chosen: Chosen
     videos: Mapping[str, Sequence[ComparedVideo]]
     paths: Mapping[str, Sequence[Path]]
@@ -70,9 +76,9 @@ class Compared:
     settings: Mapping[str, Any]
 
     @property
-    def reference(self) -> CachePolicy:
-        """What the others are measured against."""
-        return self.policies[0]
+    def reference(self) -> str:
+        """Name of the one that the others are measured against."""
+        return self.contestants[0].name
 
 
 def compare(
@@ -82,6 +88,7 @@ def compare(
     folder: Path,
     *,
     chosen: Chosen | None = None,
+    plain_pipeline: VideoPipeline | None = None,
     overwrite: bool = False,
     check_memory: bool = True,
     on_progress: Progress = lambda done, total: None,
@@ -94,6 +101,7 @@ def compare(
         asked: What is compared.
         folder: Where videos and measurements go; made if missing.
         chosen: What `choose_metrics` gave; None asks it.
+        plain_pipeline: The same model in its own precision, for a plain reference; None if `pipeline` is that.
         overwrite: Whether what lies there is made again.
         check_memory: Whether a stream that the device cannot hold is refused.
         on_progress: Told the number of chunks done by this run, and of all that it makes, each of a batch of prompts.
@@ -102,7 +110,15 @@ def compare(
         ForcingKVError: A setting that cannot work, a prompt that the model does not understand, a file that was made
             with other settings or cannot be written. What is finished is kept.
     """
-    run = _Run(pipeline, prompts, asked, folder, chosen=chosen, check_memory=check_memory)
+    run = _Run(
+        pipeline,
+        prompts,
+        asked,
+        folder,
+        chosen=chosen,
+        plain_pipeline=plain_pipeline or pipeline,
+        check_memory=check_memory,
+    )
     run.encode_prompts()
     if overwrite:
         run.clear()
@@ -120,13 +136,14 @@ class _Run:
         folder: Path,
         *,
         chosen: Chosen | None,
+        plain_pipeline: VideoPipeline,
         check_memory: bool,
     ) -> None:
         if not prompts:
             raise PromptError("there is nothing to compare on: give at least one prompt")
         self.pipeline, self.prompts, self.asked, self.folder = pipeline, tuple(prompts), asked, folder
-        self.check_memory = check_memory
-        self.policies = asked.parsed_policies(pipeline.head_map)
+        self.plain_pipeline, self.check_memory = plain_pipeline, check_memory
+        self.contestants = asked.contestants(pipeline.head_map)
         geometry = pipeline.geometry(asked.resolution)
         self.num_chunks = pipeline.num_chunks(asked.num_frames)
         size = num_together(asked, chunk_tokens=geometry.chunk_tokens)
@@ -145,22 +162,18 @@ class _Run:
             "timesteps": [round(timestep, 3) for timestep in pipeline.preset.sampler.timesteps],
             "dtype": str(pipeline.dtype).removeprefix("torch."),
             "device": pipeline.device.type,
-            "kv_dtype": asked.kv_dtype,
-            "step_cache": asked.step_cache,
-            "steps_skipped": num_steps_skipped(
-                pipeline.transformer, pipeline.preset.sampler.timesteps, threshold=asked.step_cache
-            ),
+            **self._computing(self.contestants[-1]),
             "together": size,
-            "reference": self.policies[0].spec(),
+            "reference": self.contestants[0].name,
         }
         if self.chosen.flow is not None:
             self.settings["flow"] = self.chosen.flow
         names = [f"{index + 1:03d}-{slug(prompt)}" for index, prompt in enumerate(prompts)]
         self.stores = {
-            policy.spec(): FinishedVideos(
-                folder / "measured" / folder_name(policy), folder / "videos" / folder_name(policy), names
+            contestant.name: FinishedVideos(
+                folder / "measured" / folder_name(contestant), folder / "videos" / folder_name(contestant), names
             )
-            for policy in self.policies
+            for contestant in self.contestants
         }
 
     def encode_prompts(self) -> None:
@@ -181,11 +194,11 @@ class _Run:
 
     def run(self, on_progress: Progress) -> Compared:
         """Batch by batch, the reference first."""
-        found = {policy.spec(): self._finished(policy) for policy in self.policies}
+        found = {contestant.name: self._finished(contestant) for contestant in self.contestants}
         for store in self.stores.values():
             store.make_folders()
         missing = [self._missing(batch, found) for batch in self.batches]
-        total = self.num_chunks * sum(len(policies) for policies in missing)
+        total = self.num_chunks * sum(len(contestants) for contestants in missing)
         done = 0
 
         def advance() -> None:
@@ -194,24 +207,24 @@ class _Run:
             on_progress(done, total)
 
         on_progress(0, total)
-        for batch, policies in zip(self.batches, missing, strict=True):
+        for batch, contestants in zip(self.batches, missing, strict=True):
             chunks = ReferenceChunks(self._reference_folder(batch))
-            for policy in policies:
-                self._make(batch, policy, chunks, advance)
+            for contestant in contestants:
+                self._make(batch, contestant, chunks, advance)
             chunks.discard()
         with suppress(OSError):  # not there, or not ours alone
             self._reference_folder(self.batches[0]).parent.rmdir()
         # All from their files, those just made too: so a run in one go and one in two give the same.
-        found = {policy.spec(): self._finished(policy) for policy in self.policies}
+        found = {contestant.name: self._finished(contestant) for contestant in self.contestants}
         return Compared(
             asked=self.asked,
             prompts=self.prompts,
-            policies=tuple(self.policies),
+            contestants=tuple(self.contestants),
             chosen=self.chosen,
-            videos={spec: [videos[index] for index in range(len(self.prompts))] for spec, videos in found.items()},
+            videos={name: [videos[index] for index in range(len(self.prompts))] for name, videos in found.items()},
             paths={
-                spec: [store.video_path(index) for index in range(len(self.prompts))]
-                for spec, store in self.stores.items()
+                name: [store.video_path(index) for index in range(len(self.prompts))]
+                for name, store in self.stores.items()
             },
             not_judged=self.not_judged,
             settings=self.settings,
@@ -231,29 +244,47 @@ class _Run:
                 reasons[index] = str(error)
         return judges, reasons
 
-    def _identity(self, index: int, policy: CachePolicy) -> dict[str, Any]:
-        head_map = head_map_of(policy)
+    def _pipeline(self, contestant: Contestant) -> VideoPipeline:
+        return self.plain_pipeline if contestant.is_plain else self.pipeline
+
+    def _computing(self, contestant: Contestant) -> dict[str, Any]:
+        """The settings in which a plain reference may differ from the others."""
+        pipeline, options = self._pipeline(contestant), contestant.options
+        head_dim = pipeline.transformer.config.head_dim
+        return {
+            "precision": pipeline.precision,
+            **options.changing_results(),
+            "steps_skipped": num_steps_skipped(
+                pipeline.transformer, pipeline.preset.sampler.timesteps, threshold=options.step_cache
+            ),
+            "attention": options.backend_on(pipeline.device, dtype=pipeline.dtype, head_dim=head_dim).name,
+            "execution": options.execution,
+        }
+
+    def _identity(self, index: int, contestant: Contestant) -> dict[str, Any]:
+        head_map = head_map_of(contestant.policy)
         return {
             **self.settings,
-            "policy": policy.spec(),
+            **self._computing(contestant),
+            "policy": contestant.policy.spec(),
             "head_map": None if head_map is None else hashlib.sha256(json.dumps(head_map.roles).encode()).hexdigest(),
             "prompt": self.prompts[index],
             "seed": self.asked.seed + index,
         }
 
-    def _series(self, policy: CachePolicy) -> list[str]:
-        """Names of what is measured under a policy."""
-        is_reference = policy == self.policies[0]
+    def _series(self, contestant: Contestant) -> list[str]:
+        """Names of what is measured in its videos."""
+        is_reference = contestant is self.contestants[0]
         return [
             series.name for series in series_of(self.chosen.metrics) if not (is_reference and series.against_reference)
         ]
 
-    def _finished(self, policy: CachePolicy) -> dict[int, ComparedVideo]:
-        store, series = self.stores[policy.spec()], self._series(policy)
+    def _finished(self, contestant: Contestant) -> dict[int, ComparedVideo]:
+        store, series = self.stores[contestant.name], self._series(contestant)
         loaded = {
             index: store.load(
                 index,
-                identity=self._identity(index, policy),
+                identity=self._identity(index, contestant),
                 series=series,
                 is_judged=self.judges[index] is not None,
             )
@@ -261,35 +292,37 @@ class _Run:
         }
         return {index: video for index, video in loaded.items() if video is not None}
 
-    def _missing(self, batch: range, found: Mapping[str, Mapping[int, ComparedVideo]]) -> list[CachePolicy]:
-        """Policies under which a batch is to be made, the reference among them if another one needs its frames."""
-        missing = [policy for policy in self.policies if any(index not in found[policy.spec()] for index in batch)]
-        if not missing or missing[0] == self.policies[0]:
+    def _missing(self, batch: range, found: Mapping[str, Mapping[int, ComparedVideo]]) -> list[Contestant]:
+        """Who is to make a batch, the reference among them if another one needs its frames."""
+        reference = self.contestants[0]
+        missing = [one for one in self.contestants if any(index not in found[one.name] for index in batch)]
+        if not missing or missing[0] is reference:
             return missing
         is_there = ReferenceChunks(self._reference_folder(batch)).is_complete
-        return missing if is_there else [self.policies[0], *missing]
+        return missing if is_there else [reference, *missing]
 
     def _reference_folder(self, batch: range) -> Path:
         return self.folder / _REFERENCE_FOLDER / f"{batch.start:05d}"
 
-    def _make(self, batch: range, policy: CachePolicy, reference: ReferenceChunks, advance: Callable[[], None]) -> None:
-        """Makes, measures and keeps a batch under one policy."""
-        is_reference = policy == self.policies[0]
-        stream = self.pipeline.stream(
+    def _make(
+        self, batch: range, contestant: Contestant, reference: ReferenceChunks, advance: Callable[[], None]
+    ) -> None:
+        """Makes, measures and keeps one contestant's videos of a batch."""
+        is_reference = contestant is self.contestants[0]
+        stream = self._pipeline(contestant).stream(
             [self.prompts[index] for index in batch],
-            policy=policy,
+            policy=contestant.policy,
             seed=self.asked.seed + batch.start,
             resolution=self.asked.resolution,
             num_frames=self.asked.num_frames,
-            kv_dtype=self.asked.kv_dtype,
-            step_cache=self.asked.step_cache,
+            options=contestant.options,
             check_memory=self.check_memory,
         )
         if is_reference:
             reference.start()
-        meters: dict[str, Meter] = {name: self.chosen.meters[name] for name in self._series(policy)}
+        meters: dict[str, Meter] = {name: self.chosen.meters[name] for name in self._series(contestant)}
         measuring = Measuring(meters, [self.judges[index] for index in batch])
-        writers = [self._writer(index, policy) for index in batch]
+        writers = [self._writer(index, contestant) for index in batch]
         milliseconds = {"diffusion": 0.0, "decode": 0.0}
         try:
             for chunk in stream:
@@ -315,23 +348,23 @@ class _Run:
         size = len(batch)
         for index, values in zip(batch, measured, strict=True):
             video = ComparedVideo(
-                identity=self._identity(index, policy),
+                identity=self._identity(index, contestant),
                 measured=values,
                 cache_bytes=stream.cache.nbytes // size,
                 full_cache_bytes=stream.cache.full_nbytes // size,
                 milliseconds={name: value / size for name, value in milliseconds.items()},
             )
-            self.stores[policy.spec()].keep(index, video)
+            self.stores[contestant.name].keep(index, video)
 
     def _pictures(self, chunk: Chunk) -> Any:
         if chunk.frames is None:
             raise ConfigurationError(f"the model {self.pipeline.preset.name!r} was loaded without a VAE: no video")
         return chunk.frames
 
-    def _writer(self, index: int, policy: CachePolicy) -> VideoWriter:
+    def _writer(self, index: int, contestant: Contestant) -> VideoWriter:
         prompt = self.prompts[index]
         return VideoWriter(
-            self.stores[policy.spec()].video_path(index),
+            self.stores[contestant.name].video_path(index),
             fps=self.pipeline.preset.fps,
             title=prompt,
             metadata={
@@ -339,10 +372,9 @@ class _Run:
                 "seed": self.asked.seed + index,
                 "model": self.pipeline.preset.name,
                 "weights": self.pipeline.weights,
-                "policy": policy.spec(),
-                "positions": "absolute",
-                "kv_dtype": self.asked.kv_dtype,
-                "step_cache": self.asked.step_cache,
+                "policy": contestant.policy.spec(),
+                "precision": self._pipeline(contestant).precision,
+                **contestant.options.changing_results(),
                 "version": package_version(),
             },
             overwrite=True,  # what is unfinished is made again

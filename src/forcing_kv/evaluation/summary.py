@@ -106,7 +106,7 @@ class Summary:
 
 def summarise(compared: Compared, bootstrap: Bootstrap = DEFAULT_BOOTSTRAP) -> Summary:
     """Makes the figures of a comparison."""
-    reference = compared.reference.spec()
+    reference = compared.reference
     values = {
         (policy, metric.name): _values(metric, compared.videos[policy], compared.videos[reference])
         for policy in compared.videos
@@ -149,7 +149,7 @@ def _values(
 
 
 def _policy(compared: Compared, policy: str, values: Values, bootstrap: Bootstrap) -> PolicySummary:
-    videos, reference = compared.videos[policy], compared.reference.spec()
+    videos, reference = compared.videos[policy], compared.reference
     rights = tuple(video.measured.rights for video in videos)
     reference_rights = [video.measured.rights or {} for video in compared.videos[reference]]
     is_reference = policy == reference
@@ -191,7 +191,7 @@ def _metric(
 
 def _curve(metric: Metric, compared: Compared, policy: str) -> Floats:
     assert metric.curve is not None
-    pairs = zip(compared.videos[policy], compared.videos[compared.reference.spec()], strict=True)
+    pairs = zip(compared.videos[policy], compared.videos[compared.reference], strict=True)
     courses = np.stack([metric.curve.of(video.measured, reference.measured) for video, reference in pairs])
     known = ~np.isnan(courses)
     sums, counts = np.where(known, courses, 0).sum(axis=0), known.sum(axis=0)
@@ -218,7 +218,7 @@ def _shown(compared: Compared, values: Values) -> tuple[tuple[ShownPrompt, ...],
 
 def _ranks(metric: Metric, compared: Compared, values: Values) -> list[float]:
     """How good each prompt is for the policies, higher is better; what is not defined counts as no difference."""
-    reference = compared.reference.spec()
+    reference = compared.reference
     others = [policy for policy in compared.videos if policy != reference]
     bases = values.get((reference, metric.name), (0.0,) * len(compared.prompts))
     ranks = []

@@ -17,7 +17,7 @@ def format_table(summary: Summary) -> str:
     notes = ["±: half the 95 % interval over prompts. Told from the reference: + better, - worse, * different."]
     shared = savings(summary)
     if shared:
-        notes.append(f"All policies, the reference too, with {shared}.")
+        notes.append(f"{shared}.")
     flow = summary.compared.chosen.flow
     if flow is not None:
         notes.append(f"Optical flow: {flow}.")
@@ -38,12 +38,20 @@ def megabytes(num_bytes: float) -> str:
 def savings(summary: Summary) -> str:
     """What all policies of a comparison have in common besides what they keep, in words; empty where it is nothing."""
     settings, words = summary.compared.settings, []
+    if settings["precision"] is not None:
+        words.append(f"linear layers in {settings['precision']}")
+    if settings["positions"] != "absolute":
+        words.append(f"{settings['positions']} positions")
     if settings["kv_dtype"] is not None:
         words.append(f"the cache stored as {settings['kv_dtype']}")
     if settings["step_cache"] is not None:
         left_out = f"{settings['steps_skipped']} of {len(settings['timesteps'])} steps left out"
         words.append(f"a step cache at {settings['step_cache']:g} ({left_out})")
-    return " and ".join(words)
+    if not words:
+        return ""
+    is_plain = summary.compared.asked.plain_reference
+    who = "All policies but the reference" if is_plain else "All policies, the reference too,"
+    return f"{who} with {' and '.join(words)}"
 
 
 def _label(policy: PolicySummary) -> str:

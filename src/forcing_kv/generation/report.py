@@ -26,10 +26,14 @@ class GenerationReport:
         fps_video: Frames per second of the video.
         given_ms: Reading what was given, and committing, decoding and writing it, over this run; in no speed.
         text_ms: Time of the text encoder, over the run, as are the next ones.
-        diffusion_ms: All transformer passes: denoising, commit, re-cache.
-        decode_ms: VAE.
-        encode_ms: H.264, and joining the file.
-        snapshot_ms: Writing snapshots to resume from; in no speed.
+        diffusion_ms: All transformer passes: denoising, commit, re-cache. Where decoding is overlapped, by the clock,
+            while the device is shared with it.
+        decode_ms: The decoder's own time, which is beside that of the passes where it is overlapped.
+        encode_ms: H.264's own time, likewise, and joining the file.
+        waited_ms: Time by the clock in which no pass ran because decoding, writing or joining was not done; without
+            overlap all of `decode_ms` and `encode_ms`, with it what could not be hidden.
+        snapshot_ms: Writing snapshots to resume from; in no speed, but for what of it makes the passes wait where they
+            are overlapped.
         cache_bytes: Held by the cache at the end.
         full_cache_bytes: What a cache of every frame would hold at that point.
         policy: Spelling, settings included.
@@ -37,14 +41,23 @@ class GenerationReport:
         kv_dtype: How the cache stored keys and values; None for as they are.
         step_cache: Threshold under which denoising steps left their blocks out; None where none did.
         steps_skipped: Of each chunk's denoising steps, those that did.
+        attention: Back end that computed attention to the history.
         model: Name.
         weights: What tells its weights from others.
         device: Where it ran.
         dtype: What it was computed in.
+        decoder: Which decoder made pixels: the model's VAE, or the name and content hash of a tiny decoder's file.
+        decoder_dtype: What that computed in.
+        decoder_layout: How its weights lay in memory.
+        decoder_compiled: Whether it went through `torch.compile`.
+        overlapped: Whether chunks were decoded and written beside the passes of the next one.
         seed: Of the noise.
         continue_from: Name and content hash of what was given, if anything.
         first_frames_left_out: Pixel frames at the beginning of what was given that are not in the file.
         last_frames_left_out: Those at its end, in place of which others were made.
+        precision: Of the linear layers; None for `dtype`.
+        execution: How passes were run.
+        compile_ms: Compiling, and capturing graphs; in the end-to-end speed alone.
         interrupted: Whether the run was stopped before all chunks were made.
         versions: Of this package and of what it runs on.
     """
@@ -63,6 +76,7 @@ class GenerationReport:
     diffusion_ms: float
     decode_ms: float
     encode_ms: float
+    waited_ms: float
     snapshot_ms: float
     cache_bytes: int
     full_cache_bytes: int
@@ -71,14 +85,23 @@ class GenerationReport:
     kv_dtype: str | None
     step_cache: float | None
     steps_skipped: int
+    attention: str
     model: str
     weights: str
     device: str
     dtype: str
+    decoder: str
+    decoder_dtype: str
+    decoder_layout: str
+    decoder_compiled: bool
+    overlapped: bool
     seed: int
     continue_from: str | None = None
     first_frames_left_out: int = 0
     last_frames_left_out: int = 0
+    precision: str | None = None
+    execution: str = "eager"
+    compile_ms: float = 0.0
     interrupted: bool = False
     versions: dict[str, str] = field(default_factory=versions)
 
@@ -94,8 +117,8 @@ class GenerationReport:
 
     @property
     def fps_end_to_end(self) -> float:
-        """Pixel frames made per second of text, diffusion, decode and encode."""
-        return _per_second(self.frames_made, self.text_ms + self.diffusion_ms + self.decode_ms + self.encode_ms)
+        """Pixel frames made per second of text, diffusion, decode and encode, by the clock: overlaps count once."""
+        return _per_second(self.frames_made, self.text_ms + self.compile_ms + self.diffusion_ms + self.waited_ms)
 
     def to_json(self) -> dict[str, Any]:
         """The document `generate --json` writes."""

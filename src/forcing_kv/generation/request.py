@@ -13,6 +13,7 @@ from forcing_kv.errors import ConfigurationError, OutputError
 from forcing_kv.output_files import check_output_file, check_output_folder
 from forcing_kv.policies import CachePolicy
 from forcing_kv.prompt_schedule import PromptSchedule, schedule_to_json
+from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import probe
 from forcing_kv.video.writer import check_video_path, partial_folder
 
@@ -31,9 +32,7 @@ class VideoRequest:
         seed: Of the noise.
         policy: What the cache keeps, as an object or in its spelling; None for the model's default.
         resolution: Width and height in pixels; None for the model's own.
-        positions: How temporal positions are counted, `absolute` or `relative`.
-        kv_dtype: How the cache stores keys and values, `int8` or `fp8`; None for as they are.
-        step_cache: Threshold under which a denoising step leaves its blocks out; None never does.
+        options: How it is computed.
         latents_path: Where the latents go, as safetensors; None keeps none.
         continue_from: Latents or a video that this one goes on from, and begins with; None starts from nothing.
 
@@ -47,9 +46,7 @@ class VideoRequest:
     seed: int = 0
     policy: CachePolicy | str | None = None
     resolution: tuple[int, int] | None = None
-    positions: str = "absolute"
-    kv_dtype: str | None = None
-    step_cache: float | None = None
+    options: StreamOptions = StreamOptions()
     latents_path: Path | None = None
     continue_from: Path | None = None
 

@@ -2,7 +2,8 @@
 
 After each chunk its frames become a segment of the video, then a snapshot of the stream is saved beside it, unless
 snapshots have taken a tenth of the time already. A run that is killed is gone on with from the newest snapshot and
-gives the same file as one that was not; a run that is interrupted by the user gives a shorter file, at once.
+gives the same file as one that was not; a run that is interrupted by the user gives a shorter file, at once. Decoding,
+writing and saving may run beside the diffusion of the next chunk (`video.overlap`), with the same file as a result.
 """
 
 import json
@@ -26,7 +27,8 @@ from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.rollout import Chunk
 from forcing_kv.snapshot import StreamSnapshot
 from forcing_kv.versions import package_version
-from forcing_kv.video import VideoWriter, probe
+from forcing_kv.video import ChunkOutput, Decoded, VideoWriter, probe
+from forcing_kv.video.decoders import VAE_NAME
 from forcing_kv.video.writer import partial_folder
 
 MAX_SNAPSHOT_SHARE = 0.1
@@ -41,7 +43,7 @@ class ChunkProgress:
     Attributes:
         chunks_done: Chunks in the file so far.
         num_chunks: Chunks of the whole video.
-        fps: Pixel frames per second of the newest chunk, diffusion, decode and encode; 0 before this run's first.
+        fps: Pixel frames of the newest chunk per second since the one before it was done; 0 before this run's first.
     """
 
     chunks_done: int
@@ -111,9 +113,9 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
         "model": pipeline.preset.name,
         "weights": pipeline.weights,
         "policy": pipeline.policy(request.policy).spec(),
-        "positions": request.positions,
-        "kv_dtype": request.kv_dtype,
-        "step_cache": request.step_cache,
+        **request.options.changing_results(),
+        "decoder": _own_decoder(pipeline),
+        "precision": pipeline.precision,
         "continue_from": source.name if source else None,
         "frames": pixel_frames(num_chunks * pipeline.preset.chunk_frames),
     }
@@ -130,6 +132,23 @@ def check_made_alike(pipeline: VideoPipeline, request: VideoRequest) -> None:
         )
 
 
+@dataclass(kw_only=True)
+class _Made:
+    """A chunk on its way to disk.
+
+    Attributes:
+        chunk: Without frames.
+        latents: To be kept, on the CPU, [F, C, h, w]; None if they are not.
+        snapshot: Of the stream after the chunk, to be saved once that is on disk; None for none.
+        encode_ms: What H.264 took.
+    """
+
+    chunk: Chunk
+    latents: Tensor | None
+    snapshot: StreamSnapshot | None
+    encode_ms: float = 0.0
+
+
 class _Run:
     """The state of one call of `generate_video`."""
 
@@ -138,7 +157,10 @@ class _Run:
     def __init__(self, pipeline: VideoPipeline, request: VideoRequest, *, check_memory: bool) -> None:
         self.pipeline = pipeline
         self.request = request
-        self.text_ms = self.diffusion_ms = self.decode_ms = self.encode_ms = self.snapshot_ms = self.given_ms = 0.0
+        self.text_ms = self.diffusion_ms = self.decode_ms = self.encode_ms = self.waited_ms = 0.0
+        self.snapshot_ms = self.given_ms = 0.0
+        self.is_snapshot_on_its_way = False
+        self.compile_ms = 0.0
         self.frames_made = 0
         self.started = time.perf_counter()
         self.source = _source(pipeline, request)
@@ -153,21 +175,24 @@ class _Run:
             seed=request.seed,
             resolution=request.resolution,
             num_frames=request.num_frames,
-            positions=request.positions,
-            kv_dtype=request.kv_dtype,
-            step_cache=request.step_cache,
+            options=request.options,
             continue_from=given,
+            decode_apart=True,
             check_memory=check_memory,
         )
+        decoder = pipeline.decoder()
+        if decoder is None:
+            raise ConfigurationError(f"the model {pipeline.preset.name!r} was loaded without a VAE: no video")
+        self.decoder = decoder
         self.metadata: dict[str, Any] = {
             "prompt": request.prompt_json(),
             "seed": request.seed,
             "model": pipeline.preset.name,
             "weights": pipeline.weights,
             "policy": self.stream.cache.policy.spec(),
-            "positions": self.stream.cache.positions,
-            "kv_dtype": request.kv_dtype,
-            "step_cache": request.step_cache,
+            **request.options.changing_results(),
+            "decoder": _own_decoder(pipeline),
+            "precision": pipeline.precision,
             "version": package_version(),
         }
         if self.source is not None:
@@ -189,7 +214,9 @@ class _Run:
             self.request.path, fps=self.pipeline.preset.fps, title=self.request.title, metadata=self.metadata
         )
         if self.writer.snapshot_path.exists():
-            self.stream.restore(StreamSnapshot.load(self.writer.snapshot_path))
+            snapshot = StreamSnapshot.load(self.writer.snapshot_path)
+            self.stream.restore(snapshot)
+            self.decoder.load_state(snapshot.part("decoder"), snapshot.progress["decoder"])
         self.writer.keep_segments(min(self.stream.chunk_index, self.num_chunks))
         if self.request.latents_path is not None:
             self._check_latents_parts()
@@ -205,15 +232,32 @@ class _Run:
         return self.pipeline.num_chunks(self.request.num_frames, given_frames=self.stream.given_frames)
 
     def make_chunks(self, on_progress: Callable[[ChunkProgress], None]) -> None:
-        """Make what is missing, each chunk on disk before the next is begun."""
+        """Make what is missing. However this ends, chunks that were made are on disk then, in their order."""
         on_progress(ChunkProgress(chunks_done=self.writer.num_segments, num_chunks=self.num_chunks, fps=0.0))
-        for chunk in self.stream:
-            num_frames, chunk_ms = self._store(chunk)
-            on_progress(
-                ChunkProgress(
-                    chunks_done=self.writer.num_segments, num_chunks=self.num_chunks, fps=1e3 * num_frames / chunk_ms
-                )
-            )
+        output = ChunkOutput(
+            self.decoder, self._store, device=self.pipeline.device, overlapped=self.pipeline.is_overlapped
+        )
+        newest_at = time.perf_counter()
+
+        def tell() -> None:
+            nonlocal newest_at
+            for made in output.delivered():
+                self._count(made)
+                fps = made.num_frames / (made.written_at - newest_at)
+                newest_at = made.written_at
+                done = made.item.chunk.index + 1
+                on_progress(ChunkProgress(chunks_done=done, num_chunks=self.num_chunks, fps=fps))
+
+        try:
+            with output:
+                for chunk in self.stream:
+                    self._put(chunk, output)
+                    tell()
+            tell()
+        finally:
+            self.waited_ms += output.waited_ms
+            for made in output.delivered():
+                self._count(made)
 
     def finish(self, *, interrupted: bool) -> GenerationReport:
         """Put the files in place and say what they are."""
@@ -222,7 +266,9 @@ class _Run:
         info = self.writer.info
         started = time.perf_counter()
         self.writer.finish()
-        self.encode_ms += _milliseconds_since(started)
+        joining_ms = _milliseconds_since(started)
+        self.encode_ms += joining_ms
+        self.waited_ms += joining_ms
         cache, chunk_frames = self.stream.cache, self.pipeline.preset.chunk_frames
         num_given_chunks = self.stream.given_frames // chunk_frames
         return GenerationReport(
@@ -240,52 +286,85 @@ class _Run:
             diffusion_ms=self.diffusion_ms,
             decode_ms=self.decode_ms,
             encode_ms=self.encode_ms,
+            waited_ms=self.waited_ms,
             snapshot_ms=self.snapshot_ms,
             cache_bytes=cache.nbytes,
             full_cache_bytes=cache.full_nbytes,
             policy=cache.policy.spec(),
-            positions=cache.positions,
-            kv_dtype=cache.kv_dtype,
-            step_cache=self.request.step_cache,
+            **self.request.options.changing_results(),
             steps_skipped=self.stream.steps_skipped,
+            attention=cache.attention.name,
             model=self.pipeline.preset.name,
             weights=self.pipeline.weights,
             device=_device_name(self.pipeline.device),
+            **self.pipeline.decoder_settings(),
             dtype=str(self.pipeline.dtype).removeprefix("torch."),
             seed=self.request.seed,
             continue_from=self.metadata.get("continue_from"),
             first_frames_left_out=self.source.first_frames_left_out if self.source else 0,
             last_frames_left_out=self.source.last_frames_left_out if self.source else 0,
+            precision=self.pipeline.precision,
+            execution=self.request.options.execution,
+            compile_ms=self.compile_ms,
             interrupted=interrupted,
         )
 
-    def _store(self, chunk: Chunk) -> tuple[int, float]:
-        """Segment first, snapshot second: a snapshot never covers a chunk that is not on disk."""
-        if chunk.frames is None:
-            raise ConfigurationError(f"the model {self.pipeline.preset.name!r} was loaded without a VAE: no video")
-        if self.request.latents_path is not None:
-            with atomic_write(self._latents_part(chunk.index)) as temporary:
-                save_file({"latents": chunk.latents[0].cpu().contiguous()}, temporary)
-        started = time.perf_counter()
-        self.writer.write(chunk.frames[0])
-        encode_ms = _milliseconds_since(started)
-        num_frames = int(chunk.frames.shape[1])
-        chunk_ms = chunk.timings.diffusion_ms + chunk.timings.decode_ms + encode_ms
+    def _put(self, chunk: Chunk, output: "ChunkOutput[_Made]") -> None:
+        """Has a chunk decoded, written and, perhaps, followed by a snapshot."""
+        waited_ms, started = output.waited_ms, time.perf_counter()
+        wants_snapshot = (
+            chunk.index + 1 < self.num_chunks  # after the last only the joining is left
+            and not self.is_snapshot_on_its_way
+            and self.snapshot_ms <= MAX_SNAPSHOT_SHARE * _milliseconds_since(self.started)
+        )
+        snapshot = None
+        if wants_snapshot and self.pipeline.is_overlapped:  # the stream goes on before the chunk is on disk
+            snapshot = self.stream.snapshot()
+            self.is_snapshot_on_its_way = True
+            self.snapshot_ms += _milliseconds_since(started)
+        latents = chunk.latents[0].cpu().contiguous() if self.request.latents_path is not None else None
+        made = _Made(chunk=chunk, latents=latents, snapshot=snapshot)
+        output.put(chunk.latents, made, wants_state=snapshot is not None)
         self.text_ms += chunk.timings.text_ms
+        self.compile_ms += chunk.timings.compile_ms
         if chunk.given:
-            self.given_ms += chunk_ms
+            if chunk.first_frame + chunk.latents.shape[1] >= self.stream.given_frames:
+                output.wait()  # what follows is timed
+            self.given_ms += chunk.timings.diffusion_ms + output.waited_ms - waited_ms
+            self.waited_ms -= output.waited_ms - waited_ms  # in no speed
         else:
             self.diffusion_ms += chunk.timings.diffusion_ms
-            self.decode_ms += chunk.timings.decode_ms
-            self.encode_ms += encode_ms
-            self.frames_made += num_frames
-        is_last = self.writer.num_segments == self.num_chunks  # then only the joining is left
-        if not is_last and self.snapshot_ms <= MAX_SNAPSHOT_SHARE * _milliseconds_since(self.started):
-            started = time.perf_counter()
-            with atomic_write(self.writer.snapshot_path) as temporary:
-                self.stream.snapshot().save(temporary)
-            self.snapshot_ms += _milliseconds_since(started)
-        return num_frames, chunk_ms
+        if wants_snapshot and snapshot is None:
+            tensors, progress = self.decoder.state()
+            self._save_snapshot(self.stream.snapshot().with_part("decoder", tensors, progress))
+
+    def _store(self, decoded: "Decoded[_Made]") -> None:
+        """Segment first, snapshot second: a snapshot never covers a chunk that is not on disk."""
+        made = decoded.item
+        assert decoded.frames is not None
+        if made.latents is not None:
+            with atomic_write(self._latents_part(made.chunk.index)) as temporary:
+                save_file({"latents": made.latents}, temporary)
+        started = time.perf_counter()
+        self.writer.write(decoded.frames[0])
+        made.encode_ms = _milliseconds_since(started)
+        if made.snapshot is not None:
+            assert decoded.state is not None
+            self._save_snapshot(made.snapshot.with_part("decoder", *decoded.state))
+            made.snapshot = None
+            self.is_snapshot_on_its_way = False
+
+    def _save_snapshot(self, snapshot: StreamSnapshot) -> None:
+        started = time.perf_counter()
+        with atomic_write(self.writer.snapshot_path) as temporary:
+            snapshot.save(temporary)
+        self.snapshot_ms += _milliseconds_since(started)
+
+    def _count(self, made: "Decoded[_Made]") -> None:
+        if not made.item.chunk.given:
+            self.decode_ms += made.decode_ms
+            self.encode_ms += made.item.encode_ms
+            self.frames_made += made.num_frames
 
     def _save_latents(self) -> None:
         """All latents [F, C, h, w], float32, standardised, as one tensor `latents`."""
@@ -317,6 +396,12 @@ def _source(pipeline: VideoPipeline, request: VideoRequest) -> Source | None:
         num_channels=pipeline.transformer.config.in_dim,
         resolution=request.resolution,
     )
+
+
+def _own_decoder(pipeline: VideoPipeline) -> str | None:
+    """The decoder, where it is not the model's own."""
+    name: str | None = pipeline.decoder_settings()["decoder"]
+    return None if name == VAE_NAME else name
 
 
 def _device_name(device: torch.device) -> str:

@@ -177,6 +177,11 @@ def _conversion(path: Path, resolution: tuple[int, int], fps: int) -> str:
 
 def _encode(path: Path, info: VideoInfo, given_frames: int, pipeline: VideoPipeline) -> Tensor:
     """The last frames of a video as latents; a chunk of pictures is in memory at a time."""
+    if pipeline.vae is None:
+        raise ConfigurationError(
+            f"{path} cannot be turned into latents: the tiny decoder took the place of the model's VAE; leave out "
+            "--decoder, or continue from latents (--save-latents keeps them)"
+        )
     encoder = StreamingVaeEncoder(pipeline.vae)
     chunk_frames = pipeline.preset.chunk_frames
     pictures = iterate_frames(path)

@@ -18,8 +18,9 @@ from forcing_kv.models import ModelPreset
 from forcing_kv.policies import POLICIES, CachePolicy, Full, Window, parse_policy
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
 from forcing_kv.resolution import NAMED_RESOLUTIONS, PIXELS_PER_TOKEN
-from forcing_kv.video import WAN_VAE, VaeSize
-from forcing_kv.wan import TransformerConfig, pass_bytes, text_memory_bytes
+from forcing_kv.stream_options import StreamOptions
+from forcing_kv.video import WAN_VAE, DecoderSize
+from forcing_kv.wan import TransformerConfig, pass_bytes, text_memory_bytes, weights_bytes
 
 HEADROOM = 0.1
 """Part of cache, passes and decoding that is added for what no sum of tensors shows: gaps, and what kernels borrow."""
@@ -105,9 +106,11 @@ class PlannedStream:
         batch_size: Videos made together.
         num_chunks: Length; None for endless, where a cache without bound is taken at 21 frames.
         recache_frames: Latent frames of the pass after a change of prompt; 0 where the prompt stays.
-        kv_dtype: How keys and values are stored; None for as they are.
-        step_cache: Threshold under which blocks are left out; None where they never are.
+        options: How it is computed.
+        precision: Of the linear layers; None for `dtype`.
         vae: Of the decoder; None for latents only.
+        vae_dtype: Of the decoder; None for `dtype`.
+        overlapped: Whether chunks are decoded and written beside the passes of the next one.
         text_encoder_bytes: The text encoder, if it lies on the same device.
         fps: Pixel frames per second of video.
         other_policies: What a refusal may propose.
@@ -122,9 +125,11 @@ class PlannedStream:
     batch_size: int = 1
     num_chunks: int | None = None
     recache_frames: int = 0
-    kv_dtype: str | None = None
-    step_cache: float | None = None
-    vae: VaeSize | None = WAN_VAE
+    options: StreamOptions = StreamOptions()
+    precision: str | None = None
+    vae: DecoderSize | None = WAN_VAE
+    vae_dtype: torch.dtype | None = None
+    overlapped: bool = False
     text_encoder_bytes: int = 0
     fps: float = 16
     other_policies: tuple[CachePolicy, ...] = ()
@@ -155,21 +160,29 @@ class PlannedStream:
             num_chunks=self.num_chunks,
             batch_size=self.batch_size,
             dtype=self.dtype,
-            kv_dtype=self.kv_dtype,
+            kv_dtype=self.options.kv_dtype,
         )
         frame_tokens = self.geometry.frame_tokens
-        passes = pass_bytes(self.config, num_frames=pass_frames, frame_tokens=frame_tokens, dtype=self.dtype)
-        if self.step_cache is not None:  # the newest residual of the blocks, and one on its way
+        sizes: dict[str, Any] = {"frame_tokens": frame_tokens, "dtype": self.dtype, "precision": self.precision}
+        passes = pass_bytes(self.config, num_frames=pass_frames, **sizes)
+        if self.options.way.replays:  # a graph keeps memory of its own for a pass
+            chunk_frames = self.batch_size * self.geometry.chunk_frames
+            passes += pass_bytes(self.config, num_frames=chunk_frames, **sizes)
+        if self.options.step_cache is not None:  # the newest residual of the blocks, and one on its way
             passes += 2 * self.batch_size * self.geometry.chunk_tokens * self.config.dim * self.dtype.itemsize
         passes += text_memory_bytes(self.config, batch_size=self.batch_size, dtype=self.dtype)
-        decode = self.vae.decode_bytes(num_pixels, self.dtype) if self.vae else 0
-        features = self.vae.feature_bytes(num_pixels, self.dtype) if self.vae else 0
-        # Copied between chunks, when passes and decoder have given back all but the features.
-        snapshot = max(0, cache + features - (passes + decode - features)) if self.device.type == "cpu" else 0
+        vae_dtype = self.vae_dtype or self.dtype
+        decode = self.vae.decode_bytes(num_pixels, vae_dtype) if self.vae else 0
+        features = self.vae.feature_bytes(num_pixels, vae_dtype) if self.vae else 0
+        snapshot = 0
+        if self.device.type == "cpu":
+            # Copied between chunks, when passes and decoder have given back all but the features; with overlap, the
+            # copy lies beside the decoder's work on that chunk and the passes of the next one.
+            snapshot = cache + features if self.overlapped else max(0, cache + features - (passes + decode - features))
         return MemoryNeed(
-            weights_bytes=self.config.num_parameters * self.dtype.itemsize,
+            weights_bytes=weights_bytes(self.config, dtype=self.dtype, precision=self.precision),
             text_encoder_bytes=self.text_encoder_bytes,
-            vae_weights_bytes=self.vae.weights_bytes(self.dtype) if self.vae else 0,
+            vae_weights_bytes=self.vae.weights_bytes(vae_dtype) if self.vae else 0,
             cache_bytes=cache,
             passes_bytes=passes,
             decode_bytes=decode,

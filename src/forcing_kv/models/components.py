@@ -54,8 +54,13 @@ class Components:
             tokenizer=HubFolder(repo, "tokenizer", marker="tokenizer_config.json"),
         )
 
-    def load_vae(self, *, dtype: torch.dtype, device: torch.device) -> Any:
+    def load_vae(self, *, dtype: torch.dtype, device: torch.device, is_channels_last: bool | None = None) -> Any:
         """Loads diffusers' `AutoencoderKLWan`; its `encoder` is None where only the weights to decode are there.
+
+        Args:
+            dtype: Of its weights.
+            device: Where they go.
+            is_channels_last: How they lie in memory; None for channels-last on a CPU only.
 
         Raises:
             CheckpointError: It cannot be had, is not what the library expects, or lacks weights to decode.
@@ -82,7 +87,7 @@ class Components:
         kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
         _check_complete({**report, "missing_keys": missing}, "VAE", folder, kinds=kinds)
         vae.to(device).requires_grad_(False)
-        if device.type == "cpu":
+        if device.type == "cpu" if is_channels_last is None else is_channels_last:
             channels_last(vae)
         return vae.eval()
 
@@ -173,7 +178,7 @@ def _num_weights(folder: Path) -> int:
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Lay convolution weights out channels-last, in place: several times quicker in bf16 on a CPU."""
+    """Lay convolution weights out channels-last, in place; activations follow."""
     for parameter in module.parameters():
         if parameter.dim() == 5:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)

@@ -68,7 +68,9 @@ def save_model(
     tokenizer: Any,
     head_map: HeadMap | None = None,
 ) -> None:
-    """Writes a whole model; every part in the dtype it has."""
+    """Writes a whole model; every part in the dtype it has, linear layers in no other."""
+    if transformer.precision is not None:
+        raise ValueError(f"save a transformer as it was loaded: this one's layers are in {transformer.precision}")
     folder = Path(folder)
     natural = tuple(tuple(range(transformer.config.num_heads)) for _ in range(transformer.config.num_layers))
     if transformer.head_order != natural:

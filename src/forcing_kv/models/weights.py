@@ -111,6 +111,7 @@ def build_transformer(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    precision: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CausalWanTransformer:
     """Fills a transformer.
@@ -120,15 +121,20 @@ def build_transformer(
         config: Its sizes.
         dtype: Wanted; other floats are converted.
         device: Where each tensor goes directly.
+        precision: Of the linear layers, `fp8`, checked (`check_precision`): each is quantised as it is read. None for
+            `dtype`.
         on_progress: Told the number of weights done, and of all.
     """
     with torch.device("meta"):
         transformer = CausalWanTransformer(config).to(dtype)
+        if precision is not None:
+            transformer.quantise_linears()
     transformer.to_empty(device=device).requires_grad_(False)
+    transformer.join_projections()
     # All of the model is allocated before anything is read: what reading and merging take in between lies behind it and
     # is used again and again, and the weights lie in memory of their own and not in a file that may go away.
-    for number, (name, weight) in enumerate(transformer.state_dict().items(), start=1):
-        weight.copy_(tensors[name].read())
+    for number, (name, tensor) in enumerate(tensors.items(), start=1):
+        transformer.load_weight(name, tensor.read())
         on_progress(number, len(tensors))
     return transformer.eval()
 

@@ -96,11 +96,18 @@ class ModelSource:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        precision: str | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> CausalWanTransformer:
-        """Loads the transformer; see `open_weights`."""
-        tensors = self.open_weights()
-        return build_transformer(tensors, self.config, dtype=dtype, device=device, on_progress=on_progress)
+        """Loads the transformer; see `open_weights` and `build_transformer`."""
+        return build_transformer(
+            self.open_weights(),
+            self.config,
+            dtype=dtype,
+            device=device,
+            precision=precision,
+            on_progress=on_progress,
+        )
 
 
 def find_model(

@@ -6,6 +6,7 @@ on the stream's own object, so that a video can be decoded chunk by chunk, sever
 the result is the same as decoding everything at once.
 """
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,6 +17,9 @@ from forcing_kv.errors import ConfigurationError, SnapshotError
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
 
+CompiledDecoder = Callable[..., Tensor]
+"""Stands in for `vae.decoder`, see `compiled_decoder`."""
+
 # What diffusers' upsampling blocks leave in the feature cache after the very first frame, in place of a tensor: it
 # makes the next frame start from zeros. Part of the decoder's state as much as the tensors are.
 _FIRST_FRAME_MARK = "Rep"
@@ -25,16 +29,19 @@ class StreamingVaeDecoder:
     """Decodes the latent frames of one video (or one batch of videos), in order, a few at a time.
 
     The VAE itself is only read: any number of decoders may share one. Frames are decoded whole, one latent frame at a
-    time, so memory does not grow with the length of the video; the VAE's tiling and slicing switches are not used.
+    time, so memory does not grow with the length of the video; the VAE's tiling and slicing switches are not used. On
+    a GPU everything is queued on the current CUDA stream, and only that is waited for.
     """
 
-    def __init__(self, vae: "AutoencoderKLWan") -> None:
+    def __init__(self, vae: "AutoencoderKLWan", *, compiled: CompiledDecoder | None = None) -> None:
         """Start a fresh stream.
 
         Args:
             vae: A Wan2.1-like or Wan2.2-like VAE (plain or residual decoder), on its device and in its dtype.
+            compiled: Stands in for `vae.decoder`, see `compiled_decoder`; shared by all streams.
         """
         self._vae = cast(Any, vae)  # the library's attributes carry no types
+        self._compiled = compiled
         parameter = next(self._vae.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
         self._mean, self._std = latent_statistics(self._vae)
@@ -77,14 +84,15 @@ class StreamingVaeDecoder:
         for index in range(latents.shape[1]):
             frame = latents[:, index].unsqueeze(2).to(self._device, torch.float32)  # [B, C, 1, h, w]
             frame = self._vae.post_quant_conv((frame * self._std + self._mean).to(self._dtype))
-            is_first = self._num_latent_frames + index == 0
-            pixels = self._vae.decoder(frame, feat_cache=features, feat_idx=[0], first_chunk=is_first)
-            pictures.append(_to_uint8(self._unpatchify(pixels)))
-        # Copied last: on a GPU the copy waits for the work, which by now is all queued.
-        result = torch.cat(pictures, dim=1).cpu()
+            place = self._num_latent_frames + index
+            # The first two latent frames find another kind of cache than all that follow: not worth compiling for.
+            network = self._vae.decoder if self._compiled is None or place < 2 else self._compiled
+            pixels = network(frame, feat_cache=features, feat_idx=[0], first_chunk=place == 0)
+            pictures.append(to_host(to_uint8(self._unpatchify(pixels))))
+        result = joined_on_host(pictures, self._device)
         self._features = features
         self._num_latent_frames += latents.shape[1]
-        self._latent_shape = _stream_shape(latents)
+        self._latent_shape = stream_shape(latents)
         return result
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -150,9 +158,9 @@ class StreamingVaeDecoder:
                 f"latents of shape {tuple(latents.shape)} cannot be decoded: the VAE takes [batch, frames, {channels}, "
                 "rows, columns] with at least one frame"
             )
-        if self._latent_shape is not None and _stream_shape(latents) != self._latent_shape:
+        if self._latent_shape is not None and stream_shape(latents) != self._latent_shape:
             raise ConfigurationError(
-                f"latents of batch, rows, columns {_stream_shape(latents)} do not continue a stream of "
+                f"latents of batch, rows, columns {stream_shape(latents)} do not continue a stream of "
                 f"{self._latent_shape}: make one decoder per video"
             )
 
@@ -182,12 +190,44 @@ def num_feature_slots(network: Any) -> int:
     return sum(isinstance(module, WanCausalConv3d) for module in network.modules())
 
 
-def _to_uint8(pixels: Tensor) -> Tensor:
+def compiled_decoder(vae: "AutoencoderKLWan") -> CompiledDecoder:
+    """The VAE's decoder under `torch.compile`, for one latent frame at a time.
+
+    It is compiled when it is first called, once per size of picture, which takes long and counts as decoding. Its
+    result is not that of the plain decoder bit for bit, and it holds the feature cache twice while it runs.
+    """
+    compiled: CompiledDecoder = torch.compile(cast(Any, vae).decoder, dynamic=False)
+    return compiled
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
     """[B, 3, T, H, W] in [-1, 1] (clamped here) to [B, T, H, W, 3] uint8."""
     levels = pixels.float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
     return levels.to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
 
 
-def _stream_shape(latents: Tensor) -> tuple[int, int, int]:
+def to_host(pictures: Tensor) -> Tensor:
+    """Copies to the CPU: from a GPU into pinned memory and without waiting (`joined_on_host` does).
+
+    Torch keeps pinned memory that was given back and gives it out again once the copy into it has ended, so as many
+    buffers exist as pictures are on their way.
+    """
+    return pictures.to("cpu", non_blocking=True)
+
+
+def joined_on_host(pictures: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Parts of a chunk, copied by `to_host` from this device, as one tensor in pageable memory: [B, T, H, W, 3].
+
+    The copies were queued behind the work; waited for is the current CUDA stream, and nothing else of the GPU.
+    """
+    if device.type == "cuda":
+        done = torch.cuda.Event(blocking=True)
+        done.record(torch.cuda.current_stream(device))
+        done.synchronize()
+    return torch.cat(list(pictures), dim=1)
+
+
+def stream_shape(latents: Tensor) -> tuple[int, int, int]:
+    """Batch, rows and columns of latents [B, F, C, rows, columns]: what stays the same over a stream."""
     batch, _, _, rows, columns = latents.shape
     return batch, rows, columns

@@ -5,7 +5,7 @@ diffusers' decoder as `StreamingVaeDecoder` calls it; a dry run on the meta devi
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,6 +20,22 @@ of 384 at 1/64.
 _ACTIVATION_FRAMES = 424 / 96
 """Pixel frames at full resolution in one activation: 4, and a little for the pictures on their way out and because
 upsampling into the last level takes slightly more where there is a batch."""
+
+
+class DecoderSize(Protocol):
+    """What decides the memory of a decoder; `num_pixels` are those of one picture of every batch item."""
+
+    def weights_bytes(self, dtype: torch.dtype) -> int:
+        """All weights."""
+        ...
+
+    def feature_bytes(self, num_pixels: int, dtype: torch.dtype) -> int:
+        """What a stream keeps between latent frames."""
+        ...
+
+    def decode_bytes(self, num_pixels: int, dtype: torch.dtype) -> int:
+        """The most that is alive at once while latent frames are decoded, what is kept between them included."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ keys can still be moved along the temporal axis, because turning by two angles i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,25 +36,41 @@ class RotaryTable:
         theta: float = 10000.0,
         device: torch.device | str = "cpu",
     ) -> "RotaryTable":
-        """Angles for the tokens of the frames at these temporal positions, in row-major order."""
+        """Angles for the tokens of the frames at these temporal positions, in row-major order.
+
+        A range of positions is counted out on the device itself, so that nothing waits for a copy from the host.
+        """
+        device = torch.device(device)
+        # An angle is one axis' own, so cosines are taken per axis and then laid out over the grid.
+        where = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         temporal_dim, spatial_dim = _axis_dims(head_dim)
         axes = (
-            (torch.tensor(list(positions)), temporal_dim),
-            (torch.arange(rows), spatial_dim),
-            (torch.arange(cols), spatial_dim),
+            (_on_device(positions, where), temporal_dim),
+            (_on_device(range(rows), where), spatial_dim),
+            (_on_device(range(cols), where), spatial_dim),
         )
-        grid = torch.meshgrid(*(positions for positions, _ in axes), indexing="ij")
-        angles = torch.cat(
-            [
-                position.flatten().double()[:, None] * _frequencies(dim, theta)
-                for position, (_, dim) in zip(grid, axes, strict=True)
-            ],
-            dim=-1,
-        )
+        angles = [places.double()[:, None] * _frequencies(dim, theta, where) for places, dim in axes]
         return cls(
-            cos=angles.cos().float()[None, :, None].to(device),
-            sin=angles.sin().float()[None, :, None].to(device),
+            cos=_over_grid([axis.cos().float() for axis in angles]).to(device),
+            sin=_over_grid([axis.sin().float() for axis in angles]).to(device),
         )
+
+    @cached_property
+    def turns(self) -> Tensor:
+        """cos + i sin, shaped as they are, complex64: pairs are turned by multiplying with it."""
+        return torch.complex(self.cos, self.sin)
+
+    def copy(self) -> "RotaryTable":
+        """A table of its own, to `take` others into."""
+        table = RotaryTable(cos=self.cos.clone(), sin=self.sin.clone())
+        table.take(self)  # its turns, too, are there from now on
+        return table
+
+    def take(self, other: "RotaryTable") -> None:
+        """Copies the angles of a table of the same shape, in place."""
+        self.cos.copy_(other.cos)
+        self.sin.copy_(other.sin)
+        self.turns.copy_(other.turns)
 
     def rotate(self, x: Tensor) -> Tensor:
         """Turns each pair (x[2j], x[2j+1]) by the token's angle.
@@ -94,7 +111,8 @@ class TemporalShift:
             num_frames: The same for all tokens.
         """
         if num_frames not in self._tables:
-            angles = num_frames * _frequencies(self._temporal_dim, self._theta)[None, None, None]
+            frequencies = _frequencies(self._temporal_dim, self._theta, torch.device("cpu"))
+            angles = num_frames * frequencies[None, None, None]
             self._tables[num_frames] = RotaryTable(
                 cos=angles.cos().float().to(self._device), sin=angles.sin().float().to(self._device)
             )
@@ -108,5 +126,19 @@ def _axis_dims(head_dim: int) -> tuple[int, int]:
     return head_dim - 2 * spatial_dim, spatial_dim
 
 
-def _frequencies(dim: int, theta: float) -> Tensor:
-    return theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / max(dim, 1))
+def _frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
+    return theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / max(dim, 1))
+
+
+def _on_device(positions: Sequence[int], device: torch.device) -> Tensor:
+    if isinstance(positions, range):
+        return torch.arange(positions.start, positions.stop, positions.step, device=device)
+    return torch.tensor(list(positions), device=device)
+
+
+def _over_grid(axes: Sequence[Tensor]) -> Tensor:
+    """[frames, t], [rows, r] and [cols, c] -> [1, frames * rows * cols, 1, t + r + c]."""
+    frames, rows, cols = axes
+    grid = (len(frames), len(rows), len(cols))
+    parts = (frames[:, None, None], rows[None, :, None], cols[None, None])
+    return torch.cat([part.expand(*grid, -1) for part in parts], dim=-1).flatten(0, 2)[None, :, None]

@@ -7,30 +7,39 @@ the tests. They hold for an attention that never has the whole score matrix in m
 import torch
 
 from forcing_kv.wan.config import TransformerConfig
+from forcing_kv.wan.levels import level_bytes
 
 _LATENT_COPIES = 8
 """Float32 copies of the latents in sampler and rollout: noise, states between steps, prediction, newest frames."""
 
 
-def pass_bytes(config: TransformerConfig, *, num_frames: int, frame_tokens: int, dtype: torch.dtype) -> int:
+def pass_bytes(
+    config: TransformerConfig,
+    *,
+    num_frames: int,
+    frame_tokens: int,
+    dtype: torch.dtype,
+    precision: str | None = None,
+) -> int:
     """The most that is alive at once for one pass over `num_frames` latent frames, those of all batch items counted.
 
     Choosing segments at a commit takes less, and is over before the next pass begins.
     """
     size = dtype.itemsize
-    # Alive throughout a block: the patches, the input of the block, its residual so far, the input of the layer.
-    # RMSNorm and rotary embedding of k, with q done: four of them and q or k besides; three tensors widened to float32,
-    # or two where the values are float32 already.
-    rotating = config.dim * (5 * size + (12 if size < 4 else 8))
-    # q, k and v, what attention gives per head group, the same joined, and in a re-cache k and v behind the sink.
-    attending = config.dim * 9 * size
-    # The hidden layer before and after GELU.
-    feed_forward = config.dim * 4 * size + config.ffn_dim * 2 * size
-    rotary_table = 4 * config.head_dim
+    # Alive throughout a block: the patches and the input of the block.
+    # Norm and rotation of q or k, in place: they, the input of the projections, q, k and v, and one in float32.
+    rotating = config.dim * (6 * size + 4)
+    # q, k and v, what attention gives per head group, and the same joined or, in a re-cache, k and v behind the sink.
+    attending = config.dim * 8 * size
+    # What attention gave, the residual, the input or the output of the layers, the sum; and the hidden layer.
+    feed_forward = config.dim * 6 * size + config.ffn_dim * size
+    if precision is not None:  # the hidden layer over its scales in float32, and as it is multiplied
+        feed_forward += config.ffn_dim * (4 + 1)
+    rotary_table = 8 * config.head_dim  # cosines and sines, and both as complex numbers
     latents = 4 * _LATENT_COPIES * config.patch_values * config.in_dim
     coordinates = config.dim * size * config.coordinates  # their embedding, alive as long as the chunk is
     token = max(rotating, attending, feed_forward) + rotary_table + coordinates + latents
-    modulation = 16 * config.dim * size  # six of the pass and six of the block, and what they are made from
+    modulation = level_bytes(config.num_layers, config.dim, dtype)
     return num_frames * (frame_tokens * token + modulation)
 
 

@@ -5,32 +5,21 @@ the keys and values of earlier frames live in the `SelfAttentionMemory` that is 
 `TextMemory` that is computed once per prompt. So one model serves any number of streams at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forcing_kv.attention import attend
+from forcing_kv.wan.blocks import Block, Head, with_heads_in
 from forcing_kv.wan.config import TransformerConfig
 from forcing_kv.wan.coordinates import NUM_COORDINATES, coordinates
+from forcing_kv.wan.fp8 import QUANTISED, Fp8Linear, quantised_layers
+from forcing_kv.wan.levels import BLOCK_VECTORS, Modulation, NoiseLevel, timestep_sinusoid
+from forcing_kv.wan.memory import SelfAttentionMemory, TextMemory
 from forcing_kv.wan.rope import RotaryTable, TemporalShift
-
-
-class SelfAttentionMemory(Protocol):
-    """What self-attention reads besides the frames of the pass: `StreamCache`, or a training mask."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of layer `layer`; all tensors [batch, tokens, heads, head_dim], rotary embedding applied."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextMemory:
-    """Cross-attention keys and values of a prompt, one pair per layer, each [batch, text_len, heads, head_dim]."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +41,26 @@ class BegunPass:
 
     Attributes:
         x: Tokens, [batch, frames * rows * cols, dim].
-        time: Embedded noise levels, [batch, frames, dim].
-        time_modulation: What they do to the blocks, [batch, frames, 6, dim].
+        modulation: What the noise levels do.
         grid: Frames, rows and columns of tokens.
     """
 
     x: Tensor
-    time: Tensor
-    time_modulation: Tensor
-    grid: tuple[int, ...]
+    modulation: Modulation
+    grid: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """The two pieces of a block, as functions of the block: those of `Block`, or what was made of them.
+
+    Attributes:
+        before_attention: See `Block.before_attention`.
+        after_attention: See `Block.after_attention`.
+    """
+
+    before_attention: Callable[..., tuple[Tensor, Tensor, Tensor]] = Block.before_attention
+    after_attention: Callable[..., Tensor] = Block.after_attention
 
 
 class CausalWanTransformer(nn.Module):
@@ -83,6 +83,8 @@ class CausalWanTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.head = Head(config)
         self.head_order = tuple(tuple(range(config.num_heads)) for _ in range(config.num_layers))
+        self.precision: str | None = None
+        """Of the linear layers: `fp8`, or None for the dtype of the other weights."""
 
     @property
     def _blocks(self) -> list["Block"]:
@@ -129,6 +131,24 @@ class CausalWanTransformer(nn.Module):
         """What moves this model's keys along the temporal axis, for a `StreamCache` with relative positions."""
         return TemporalShift(self.config.head_dim, theta=self.config.rope_theta, device=self.device)
 
+    @torch.no_grad()
+    def noise_level(self, timestep: float) -> NoiseLevel:
+        """Of all frames of a pass, with all that depends on nothing else worked out."""
+        timesteps = torch.full((1, 1), timestep, dtype=torch.float32, device=self.device)
+        vectors = self.modulation(timesteps).vectors.flatten(1).contiguous()
+        return NoiseLevel(timestep=timestep, timesteps=timesteps, modulation=Modulation(vectors=vectors))
+
+    def modulation(self, timesteps: Tensor) -> Modulation:
+        """What noise levels [batch, frames] do."""
+        time, by_block = self.embed_time(timesteps)
+        blocks = torch.stack([block.modulation[0] for block in self._blocks])  # [layers, 6, dim]
+        blocks = blocks[:, :, None, None] + by_block.movedim(2, 0)
+        head = self.head.modulation[0][:, None, None] + time
+        is_scale = torch.arange(BLOCK_VECTORS, device=time.device) % 3 == 1  # shift, scale, gate; twice
+        plus = is_scale.to(time.dtype)[:, None, None, None]
+        vectors = torch.cat(((blocks + plus).flatten(0, 1), head + plus[:2]))
+        return Modulation(vectors=vectors[:, :, :, None])
+
     def forward(
         self,
         latents: Tensor,
@@ -137,6 +157,8 @@ class CausalWanTransformer(nn.Module):
         text: TextMemory,
         positions: TokenPositions,
         memory: SelfAttentionMemory,
+        modulation: Modulation | None = None,
+        pieces: Pieces | None = None,
     ) -> Tensor:
         """Predicts the flow velocity.
 
@@ -146,55 +168,102 @@ class CausalWanTransformer(nn.Module):
             text: Of the prompt, by `encode_text`.
             positions: Of these frames, by `token_positions`.
             memory: Answers self-attention.
+            modulation: Of these timesteps, where it is worked out already.
+            pieces: Of the blocks, where they are not to run as they are.
 
         Returns:
             [batch, frames, out_dim, latent_height, latent_width], in the dtype of the weights.
         """
-        begun = self.begin(latents, timesteps, positions)
-        return self.finish(begun, self.run_blocks(begun, text=text, positions=positions, memory=memory))
+        begun = self.begin(latents, timesteps, positions, modulation)
+        return self.finish(begun, self.run_blocks(begun, text=text, positions=positions, memory=memory, pieces=pieces))
 
     def at_level(
         self,
         latents: Tensor,
-        timestep: float,
+        level: NoiseLevel | float,
         *,
         text: TextMemory,
         positions: TokenPositions,
         memory: SelfAttentionMemory,
+        pieces: Pieces | None = None,
     ) -> Tensor:
         """As `forward`, with one noise level for all frames."""
-        velocity: Tensor = self(latents, noise_levels(latents, timestep), text=text, positions=positions, memory=memory)
+        level = level if isinstance(level, NoiseLevel) else self.noise_level(level)
+        velocity: Tensor = self(
+            latents,
+            level.timesteps,
+            text=text,
+            positions=positions,
+            memory=memory,
+            modulation=level.modulation,
+            pieces=pieces,
+        )
         return velocity
 
-    def begin(self, latents: Tensor, timesteps: Tensor, positions: TokenPositions) -> BegunPass:
+    def begin(
+        self, latents: Tensor, timesteps: Tensor, positions: TokenPositions, modulation: Modulation | None = None
+    ) -> BegunPass:
         """Everything before the blocks; arguments as of `forward`."""
-        patches = self.patch_embedding(latents.to(self.dtype).transpose(1, 2))
-        # Elementwise work keeps the layout it is given: left channel-major, every block would run on strided rows.
-        x = patches.flatten(2).transpose(1, 2).contiguous()
+        patches, grid = self._patchify(latents.to(self.dtype))
+        # The convolution's windows do not overlap: it is a product, and its result lies as the blocks want it.
+        x = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         if positions.embedding is not None:
             x = x + positions.embedding
-        time, modulation = self.embed_time(timesteps)
-        return BegunPass(x=x, time=time, time_modulation=modulation, grid=tuple(patches.shape[2:]))
+        return BegunPass(x=x, modulation=self.modulation(timesteps) if modulation is None else modulation, grid=grid)
 
     def embed_time(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noise levels [batch, frames] -> embedding [batch, frames, dim], modulation [batch, frames, 6, dim]."""
         time = self.time_embedding(timestep_sinusoid(timesteps, self.config.freq_dim).to(self.dtype))
-        return time, self.time_projection(time).view(*time.shape[:2], 6, -1)
+        return time, self.time_projection(time).unflatten(-1, (BLOCK_VECTORS, -1))
 
     def run_blocks(
-        self, begun: BegunPass, *, text: TextMemory, positions: TokenPositions, memory: SelfAttentionMemory
+        self,
+        begun: BegunPass,
+        *,
+        text: TextMemory,
+        positions: TokenPositions,
+        memory: SelfAttentionMemory,
+        pieces: Pieces | None = None,
     ) -> Tensor:
         """All blocks, [batch, tokens, dim]; arguments as of `forward`."""
         x = begun.x
-        for block, text_kv in zip(self._blocks, text.layers, strict=True):
-            x = block(x, begun.time_modulation, text_kv, positions.rope, memory)
+        for layer, (block, text_kv) in enumerate(zip(self._blocks, text.layers, strict=True)):
+            modulation = begun.modulation.of_block(layer)
+            if pieces is None:
+                x = block(x, modulation, text_kv, positions.rope, memory)
+            else:
+                attended = memory.attend(layer, *pieces.before_attention(block, x, modulation, positions.rope))
+                x = pieces.after_attention(block, x, attended, modulation, text_kv)
         return x
 
     def finish(self, begun: BegunPass, x: Tensor) -> Tensor:
         """Everything after the blocks, whose output is `x`; as `forward` returns it."""
-        num_frames, rows, cols = begun.grid
-        out = self.head(x.view(len(x), num_frames, rows * cols, -1), begun.time)
-        return self._unpatchify(out, rows, cols)
+        return self._unpatchify(self.head(x, begun.modulation.of_head()), begun.grid)
+
+    def join_projections(self) -> None:
+        """Lets every self-attention multiply with q, k and v at once; weights and their names stay as they are."""
+        for block in self._blocks:
+            block.self_attn.join_projections()
+
+    def quantise_linears(self) -> None:
+        """Puts the linear layers of all blocks but the first and the last into fp8 (`wan.fp8`)."""
+        for layer in quantised_layers(self.config):
+            for name in QUANTISED:
+                linear = self._blocks[layer].get_submodule(name)
+                assert isinstance(linear, nn.Linear), "weights are quantised once"
+                self._blocks[layer].set_submodule(name, Fp8Linear.of(linear))
+            self._blocks[layer].self_attn.join_again()
+        self.precision = "fp8"
+
+    @torch.no_grad()
+    def load_weight(self, name: str, weight: Tensor) -> None:
+        """Writes a weight by its released name, rounded to how this model holds it; heads as they are numbered."""
+        module_name, _, leaf = name.rpartition(".")
+        module = self.get_submodule(module_name)
+        if isinstance(module, Fp8Linear) and leaf == "weight":
+            module.load_weight(weight)
+        else:
+            module.get_parameter(leaf).copy_(weight)
 
     def set_head_order(self, head_order: Sequence[Sequence[int]]) -> None:
         """Reorders the self-attention heads of every layer so that the heads of a cache group lie side by side.
@@ -219,151 +288,17 @@ class CausalWanTransformer(nn.Module):
             else:
                 yield name, weight
 
-    def _unpatchify(self, out: Tensor, rows: int, cols: int) -> Tensor:
-        batch, num_frames = out.shape[:2]
+    def _patchify(self, latents: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """[batch, tokens, values of a patch], and frames, rows and columns of tokens."""
         _, patch_h, patch_w = self.config.patch_size
-        out = out.view(batch, num_frames, rows, cols, patch_h, patch_w, self.config.out_dim)
+        batch, num_frames, channels, height, width = latents.shape
+        rows, cols = height // patch_h, width // patch_w
+        patches = latents.view(batch, num_frames, channels, rows, patch_h, cols, patch_w).permute(0, 1, 3, 5, 2, 4, 6)
+        return patches.reshape(batch, num_frames * rows * cols, -1), (num_frames, rows, cols)
+
+    def _unpatchify(self, out: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        num_frames, rows, cols = grid
+        _, patch_h, patch_w = self.config.patch_size
+        out = out.view(len(out), num_frames, rows, cols, patch_h, patch_w, self.config.out_dim)
         out = out.permute(0, 1, 6, 2, 4, 3, 5)
-        return out.reshape(batch, num_frames, self.config.out_dim, rows * patch_h, cols * patch_w)
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention and feed-forward, the first and last modulated by the noise level."""
-
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
-        super().__init__()
-        dim = config.dim
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
-        self.norm1 = nn.LayerNorm(dim, eps=config.eps, elementwise_affine=False)
-        self.self_attn = SelfAttention(config, layer)
-        self.norm3 = nn.LayerNorm(dim, eps=config.eps) if config.cross_attn_norm else nn.Identity()
-        self.cross_attn = CrossAttention(config)
-        self.norm2 = nn.LayerNorm(dim, eps=config.eps, elementwise_affine=False)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
-        )
-
-    def forward(
-        self,
-        x: Tensor,
-        time_modulation: Tensor,
-        text_kv: tuple[Tensor, Tensor],
-        rope: RotaryTable,
-        memory: SelfAttentionMemory,
-    ) -> Tensor:
-        """`x` is [batch, frames * frame_tokens, dim]; time_modulation [batch, frames, 6, dim]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (
-            (self.modulation[:, None] + time_modulation).unsqueeze(3).unbind(2)
-        )
-        x = x + _gate(self.self_attn(_modulate(self.norm1(x), shift1, scale1), rope, memory), gate1)
-        x = x + self.cross_attn(self.norm3(x), text_kv)
-        return x + _gate(self.ffn(_modulate(self.norm2(x), shift2, scale2)), gate2)
-
-
-class Attention(nn.Module):
-    """The weights that both kinds of attention have."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(config.dim, eps=config.eps) if config.qk_norm else nn.Identity()
-
-
-class SelfAttention(Attention):
-    """Queries, keys and values of the pass; what they attend to is the memory's business."""
-
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
-        super().__init__(config)
-        self.layer = layer
-
-    def forward(self, x: Tensor, rope: RotaryTable, memory: SelfAttentionMemory) -> Tensor:
-        """`x` is [batch, tokens, dim]."""
-        q = rope.rotate(split_heads(self.norm_q(self.q(x)), self.num_heads))
-        k = rope.rotate(split_heads(self.norm_k(self.k(x)), self.num_heads))
-        v = split_heads(self.v(x), self.num_heads)
-        out: Tensor = self.o(memory.attend(self.layer, q, k, v).flatten(2))
-        return out
-
-    @torch.no_grad()
-    def permute_heads(self, order: Sequence[int]) -> None:
-        """Moves the head now at place order[i] to place i, in every weight that has a head axis."""
-        for name, weight in self.named_parameters():
-            weight.copy_(with_heads_in(order, name, weight))
-
-
-class CrossAttention(Attention):
-    """Attention to the prompt, whose keys and values are computed once."""
-
-    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the embedded prompt [batch, text_len, dim]; each [batch, text_len, heads, head_dim]."""
-        k = split_heads(self.norm_k(self.k(context)), self.num_heads)
-        return k, split_heads(self.v(context), self.num_heads)
-
-    def forward(self, x: Tensor, text_kv: tuple[Tensor, Tensor]) -> Tensor:
-        """`x` is [batch, tokens, dim]."""
-        q = split_heads(self.norm_q(self.q(x)), self.num_heads)
-        out: Tensor = self.o(attend(q, *text_kv).flatten(2))
-        return out
-
-
-class Head(nn.Module):
-    """From the residual stream to the velocity of each patch."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        patch_values = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
-        self.norm = nn.LayerNorm(config.dim, eps=config.eps, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, patch_values * config.out_dim)
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """`x` is [batch, frames, frame_tokens, dim], time [batch, frames, dim]."""
-        shift, scale = (self.modulation[:, None] + time[:, :, None]).unsqueeze(3).unbind(2)
-        out: Tensor = self.head(self.norm(x) * (1 + scale) + shift)
-        return out
-
-
-def noise_levels(latents: Tensor, timestep: float) -> Tensor:
-    """One noise level for all frames of [batch, frames, ...]: [batch, frames], float32."""
-    return torch.full(latents.shape[:2], timestep, dtype=torch.float32, device=latents.device)
-
-
-def timestep_sinusoid(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding, cosines first: [...] -> [..., dim], float32, computed in float64."""
-    half = dim // 2
-    frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
-    angles = timesteps.double()[..., None] * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
-
-
-def with_heads_in(order: Sequence[int], name: str, weight: Tensor) -> Tensor:
-    """A weight of `SelfAttention`, by its name there, with the head at place order[i] at place i."""
-    if name == "o.bias":
-        return weight  # it is added after the heads are mixed
-    axis = 1 if name == "o.weight" else 0
-    head_dim = weight.shape[axis] // len(order)
-    rows = torch.tensor([head * head_dim + value for head in order for value in range(head_dim)], device=weight.device)
-    return weight.index_select(axis, rows)
-
-
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """[batch, tokens, dim] -> [batch, tokens, heads, head_dim]."""
-    return x.view(*x.shape[:-1], num_heads, -1)
-
-
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return (_by_frame(x, shift) * (1 + scale) + shift).view(x.shape)
-
-
-def _gate(x: Tensor, gate: Tensor) -> Tensor:
-    return (_by_frame(x, gate) * gate).view(x.shape)
-
-
-def _by_frame(x: Tensor, modulation: Tensor) -> Tensor:
-    """[batch, tokens, dim] -> [batch, frames, frame_tokens, dim], for a modulation of [batch, frames, 1, dim]."""
-    return x.view(len(x), modulation.shape[1], -1, x.shape[-1])
+        return out.reshape(len(out), num_frames, self.config.out_dim, rows * patch_h, cols * patch_w)
