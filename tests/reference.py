@@ -1,7 +1,7 @@
 """The method once more, written for clarity and not for speed: what the fast cache is compared with.
 
 Every frame ever seen is kept with its keys and values; per head and batch item a list says which parts attention reads.
-Attention itself is the textbook formula. It follows DESIGN, section 3, and shares no code with `forcing_kv.cache`.
+Attention itself is the textbook formula. It follows docs/method.md, and shares no code with `forcing_kv.cache`.
 """
 
 import torch

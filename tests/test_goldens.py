@@ -1,7 +1,7 @@
 """Every tensor and index of a goldens folder, through the public classes.
 
 The folder is `FORCING_KV_GOLDENS`, or the copy in `tests/goldens`. The goldens were computed independently of this
-code, in float32 (DESIGN, section 9).
+code, in float32.
 """
 
 import json

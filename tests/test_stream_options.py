@@ -14,11 +14,8 @@ from forcing_kv.stream_options import StreamOptions
         ({"kv_dtype": "int3"}, UnknownNameError, "unknown kv_dtype 'int3'; choose one of: int8, fp8"),
         ({"kv_dtype": "int8", "positions": "relative"}, ConfigurationError, "does not go with relative positions"),
         ({"step_cache": -1.0}, ConfigurationError, "step cache threshold -1 must be at least 0"),
-        (
-            {"execution": "fast"},
-            UnknownNameError,
-            "unknown execution 'fast'; choose one of: eager, compile",
-        ),
+        ({"execution": "cuda-graphs", "step_cache": 0.2}, ConfigurationError, r"step_cache=0\.2 leaves blocks out"),
+        ({"execution": "fast"}, UnknownNameError, "unknown execution 'fast'; choose one of: eager, compile"),
     ],
 )
 def test_what_no_device_can_do_is_refused_at_once(chosen, error, message):

@@ -8,7 +8,7 @@
 # Every stage writes one JSON file in OUT, and `summary` a table of goals, predictions and measurements. What each
 # stage should come to is written down before it is measured (OUT/predictions.json, and in the stage's own file).
 #
-# PYTHON names the interpreter: a CUDA build of torch, the dependencies of this package and pytest. What it lacks, and
+# PYTHON names the interpreter, else .venv is taken, which `make install` makes: a CUDA build of torch, the dependencies of this package and pytest. What it lacks, and
 # fa3-fwd, may lie as wheels in a folder that WHEELS names; they are put into a folder of their own, from there alone.
 # EXECUTION and ATTENTION say how the stages after the ladder run passes; without them OUT/ladder.json does. COMMIT is
 # what is measured, where this is a copy without .git.
@@ -37,7 +37,7 @@ done
 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-python=${PYTHON:-python3}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 dry_run=()
 [ -z "${DRY_RUN:-}" ] || dry_run=(--dry-run)
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

@@ -1,5 +1,10 @@
 """Devices and dtypes by the names they have on a command line."""
 
+import importlib.util
+import os
+import shutil
+import sys
+
 import torch
 
 from forcing_kv.errors import ConfigurationError, UnknownNameError
@@ -46,6 +51,20 @@ def finish_stream(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
     else:
         synchronize(device)
+
+
+def lacks_compiler(device: torch.device) -> str | None:
+    """What torch.compile lacks to make code for a device, and the fix, in words; None where nothing is missing."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton, which is not installed: pip install triton"
+    if device.type == "cpu" and shutil.which(cpp_compiler()) is None:
+        return f"a C++ compiler, and there is no {cpp_compiler()}: install it, or name another one in CXX"
+    return None
+
+
+def cpp_compiler() -> str:
+    """The one that torch takes."""
+    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
 
 
 def _cpu_multiplies_bfloat16() -> bool:

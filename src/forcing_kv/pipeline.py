@@ -102,7 +102,7 @@ class VideoPipeline:
             lora: LoRA file to merge into the weights; `none` where the model's own is merged into them already.
             components: Folder with `vae`, `text_encoder` and `tokenizer` in place of the model's own.
             device: `auto` takes a CUDA GPU if there is one, else the CPU.
-            dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on a GPU, float32 on a CPU.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on a GPU and on a CPU with AMX, else float32.
             precision: `fp8` for the linear layers of all blocks but the first and the last, on a GPU that multiplies it
                 (or, slowly, on a CPU); None for `dtype`.
             text_encoder_device: Where prompts are encoded; `auto` is `device` if it has room, else the CPU.
@@ -145,21 +145,20 @@ class VideoPipeline:
         device = resolve_device(device)
         dtype = resolve_dtype(dtype, device)
         check_precision(precision, source.config, dtype=dtype, device=device)
+        decoding.check_on(device)
         encoder_device = None if text_encoder_device == "auto" else resolve_device(text_encoder_device)
         if isinstance(head_map, str | Path):
             head_map = HeadMap.load(head_map)
         source.warn_of_licence()
-        transformer = source.load_transformer(dtype=dtype, device=device, precision=precision, on_progress=on_progress)
         vae, tiny_decoder = None, None
-        vae_dtype = decoding.dtype_beside(dtype, device)
-        if decoding.file is None:
-            vae = source.components.load_vae(
-                dtype=vae_dtype, device=device, is_channels_last=decoding.is_channels_last(device)
-            )
-        else:
+        vae_dtype, is_channels_last = decoding.dtype_beside(dtype, device), decoding.is_channels_last(device)
+        if decoding.file is not None:  # before anything large: it is the user's own file
             tiny_decoder = load_tiny_decoder(decoding.file, dtype=vae_dtype, device=device)
-            if decoding.is_channels_last(device):
+            if is_channels_last:
                 channels_last(tiny_decoder)
+        transformer = source.load_transformer(dtype=dtype, device=device, precision=precision, on_progress=on_progress)
+        if decoding.file is None:
+            vae = source.components.load_vae(dtype=vae_dtype, device=device, is_channels_last=is_channels_last)
         return cls(
             preset=source.preset,
             transformer=transformer,

@@ -8,13 +8,13 @@ import torch
 from forcing_kv.attention import AUTO, AttentionBackend, Placement, choose_backend
 from forcing_kv.cache import POSITIONS, check_kv_dtype
 from forcing_kv.errors import UnknownNameError
-from forcing_kv.execution import EXECUTIONS, Execution, check_execution
+from forcing_kv.execution import EXECUTIONS, Execution, check_execution, check_together
 from forcing_kv.step_cache import check_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """What is asked for; checked as far as no device or model is needed.
+    """What is asked for; what depends on the device is checked there (`backend_on`), the back end's name too.
 
     Attributes:
         positions: `absolute` counts frames from the start of the stream; `relative` counts within what the cache holds,
@@ -45,6 +45,7 @@ class StreamOptions:
             check_threshold(self.step_cache)
         if self.execution not in EXECUTIONS:
             raise UnknownNameError("execution", self.execution, EXECUTIONS)
+        check_together(self.execution, step_cache=self.step_cache)
 
     @property
     def way(self) -> Execution:
@@ -57,7 +58,7 @@ class StreamOptions:
         Raises:
             ForcingKVError: The attention back end or the execution cannot be had; with what is missing.
         """
-        check_execution(self.execution, device=device, step_cache=self.step_cache)
+        check_execution(self.execution, device=device)
         return choose_backend(self.attention, Placement(device=device, dtype=dtype, head_dim=head_dim))
 
     def changing_results(self) -> dict[str, Any]:

@@ -313,6 +313,22 @@ def test_wrong_decoder_options_are_one_line(generate, flags, message):
     assert os.listdir() == []
 
 
+def test_what_compiles_needs_a_compiler(generate, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for flags in (["--compile-vae"], ["--execution", "compile"], ["--attention", "flex"]):
+        result = generate("a red circle", "-o", "v.mp4", *flags, model="tiny")
+        assert result.exit_code == 2, result.output
+        assert "needs a C++ compiler, and there is no no-such-compiler" in result.output
+        assert os.listdir() == []
+
+
+def test_a_video_is_not_gone_on_with_where_only_a_tiny_decoder_is(generate):
+    assert generate("a red circle", "-o", "a.mp4", "--frames", 9).exit_code == 0
+    torch.save(released_weights(), "taew2_1.pth")
+    result = generate("a circle", "-o", "b.mp4", "--continue-from", "a.mp4", "--decoder", "taew2_1.pth")
+    assert (result.exit_code, "continue from latents" in result.output) == (2, True)
+
+
 def test_linear_layers_in_fp8(generate):
     for arguments in (["-o", "plain.mp4"], ["-o", "fp8.mp4", "--precision", "fp8"]):
         path = Path(arguments[1])

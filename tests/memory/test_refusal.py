@@ -14,6 +14,8 @@ from forcing_kv.memory import (
 from forcing_kv.models import ModelPreset
 from forcing_kv.policies import parse_policy
 from forcing_kv.prompt_schedule import ScheduledPrompt
+from forcing_kv.stream_options import StreamOptions
+from forcing_kv.video import WAN_VAE, DecoderOptions
 from forcing_kv.wan import WAN_1_3B, WAN_14B
 from plans import planned
 
@@ -61,10 +63,18 @@ def test_each_kind_of_flag():
     hd = stream.at_resolution(1920, 1088)
     assert "with --resolution 720p (18.6 GB);" in refusal(hd, 30)
     assert "with --resolution 480p (9.9 GB);" in refusal(hd, 18)
-    assert "with --resolution 480p-portrait (9.9 GB);" in refusal(stream.at_resolution(720, 1280), 18)
+    portrait = refusal(stream.at_resolution(720, 1280), 18)
+    assert "with --resolution 480p-portrait (9.9 GB) or --kv-dtype int8 (16.7 GB);" in portrait
     assert "with num_videos=2 (" in refusal(replace(stream, batch_size=3), 18)
     by_policy = refusal(replace(stream, policy=parse_policy("window:window_frames=30")), 12)
     assert "with --policy forcing-kv (9.9 GB);" in by_policy
+
+
+def test_another_dtype_is_the_decoders_too():
+    """As the command line plans it: unless the decoder was given a dtype of its own."""
+    wide = replace(planned(text_encoder_bytes=0), dtype=torch.float32)
+    vae_dtype = DecoderOptions().planned(WAN_VAE, torch.float32, CPU)["vae_dtype"]
+    assert "with --dtype bfloat16 (9.9 GB);" in refusal(replace(wide, vae_dtype=vae_dtype), 13)
 
 
 def test_a_model_without_a_head_map_is_offered_the_window():
@@ -79,8 +89,12 @@ def test_flags_together():
 
 def test_where_nothing_helps():
     message = refusal(planned(WAN_14B), 24)
-    assert "no flag makes it fit: it needs a device with 42.9 GB free, and --text-encoder-device cpu;" in message
-    assert "no flag makes it fit: it needs a device with 9.9 GB free;" in refusal(planned(text_encoder_bytes=0), 8)
+    assert (
+        "no flag makes it fit: it needs a device with 39.0 GB free, and --text-encoder-device cpu --kv-dtype int8;"
+        in message
+    )
+    least = replace(planned(text_encoder_bytes=0), options=StreamOptions(kv_dtype="int8"))
+    assert "no flag makes it fit: it needs a device with 9.1 GB free;" in refusal(least, 8)
     assert "it needs a device with " in refusal(planned(device=CPU), 8)
 
 

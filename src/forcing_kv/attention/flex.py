@@ -4,8 +4,6 @@ A launch per head group: within a group all heads read all keys, so there is not
 (a block mask with a head axis) would need all heads' keys in one tensor.
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,9 +13,10 @@ from torch import Tensor
 
 from forcing_kv.attention.backend import AttentionBackend, Placement, check_no_gradients
 from forcing_kv.attention.dense import LOW_PRECISION
-from forcing_kv.attention.requirements import lacks_dtype, lacks_package
+from forcing_kv.attention.requirements import lacks_dtype
+from forcing_kv.devices import lacks_compiler
 
-_CPP_COMPILERS = ("g++", "clang++", "c++")
+_DEVICES = ("cuda", "cpu")
 _MIN_HEAD_DIM = 16
 
 
@@ -43,16 +42,10 @@ def _lacks(placement: Placement) -> str | None:
     missing = lacks_dtype(placement, (*LOW_PRECISION, torch.float32))
     if placement.head_dim & (placement.head_dim - 1) or placement.head_dim < _MIN_HEAD_DIM:
         missing = missing or f"needs a power of 2 of values per head, at least {_MIN_HEAD_DIM}"
-    compilers = {"cuda": lambda: lacks_package("triton", package="triton"), "cpu": _lacks_cpp_compiler}
-    if placement.device.type not in compilers:
-        return missing or f"needs one of: {', '.join(compilers)}"
-    return missing or compilers[placement.device.type]()
-
-
-def _lacks_cpp_compiler() -> str | None:
-    if any(map(shutil.which, filter(None, (os.environ.get("CXX"), *_CPP_COMPILERS)))):
-        return None
-    return f"needs a C++ compiler, to be compiled on a CPU: one of {', '.join(_CPP_COMPILERS)}"
+    if placement.device.type not in _DEVICES:
+        return missing or f"needs one of: {', '.join(_DEVICES)}"
+    compiler = lacks_compiler(placement.device)
+    return missing or (None if compiler is None else f"needs {compiler}")
 
 
 FLEX = AttentionBackend(

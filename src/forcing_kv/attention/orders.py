@@ -43,7 +43,7 @@ ORDERS = (
     DeviceOrder(
         devices="CPU",
         device_type="cpu",
-        names=("sdpa", "flex", "plain"),
+        names=("sdpa",),
         provenance=f"measured: {_CPU_RESULTS}",
     ),
     DeviceOrder(

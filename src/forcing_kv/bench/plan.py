@@ -199,6 +199,7 @@ def plan_benchmark(
     has_vae = not random_weights or (is_whole and device.type != "cpu" and bool(preset.components))
     geometry = preset.geometry(config, resolution)
     num_chunks = preset.num_chunks(num_frames)
+    decoding.check_on(device)
     backend = options.backend_on(device, dtype=dtype, head_dim=geometry.head_dim)
     decoding_plan = decoding.planned(WAN_VAE if preset.components else None, dtype, device)
     if not has_vae:

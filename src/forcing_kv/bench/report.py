@@ -190,7 +190,7 @@ def _by_chunk(plan: BenchmarkPlan, videos: Sequence[TimedVideo]) -> dict[str, li
 
 def _timed(video: TimedVideo) -> dict[str, Any]:
     """A video as it was timed."""
-    parts = ("diffusion_ms", "decode_ms", "encode_ms", "queued_ms")
+    parts = ("compile_ms", "diffusion_ms", "decode_ms", "encode_ms", "queued_ms")
     return {
         "text_ms": _rounded(video.chunks[0].text_ms),
         **{part: [_rounded(getattr(chunk, part)) for chunk in video.chunks] for part in parts},

@@ -182,7 +182,7 @@ def _make_chunk(stream: VideoStream) -> tuple[Tensor, TimedChunk]:
 
 
 def _delivered(chunk: TimedChunk, decoded: Decoded[float]) -> TimedChunk:
-    worked_ms = chunk.text_ms + chunk.diffusion_ms + decoded.decode_ms + decoded.write_ms
+    worked_ms = chunk.text_ms + chunk.compile_ms + chunk.diffusion_ms + decoded.decode_ms + decoded.write_ms
     return replace(
         chunk,
         decode_ms=decoded.decode_ms,

@@ -1,7 +1,7 @@
 """The score that tells static heads from dynamic ones, measured while a stream runs.
 
 For every query the mass on the newest key frames is divided by the mass on all key frames but the first ones; the mean
-of this ratio over queries, denoising steps, chunks and prompts is the head's score (DESIGN, section 3;
+of this ratio over queries, denoising steps, chunks and prompts is the head's score (docs/calibration.md;
 arXiv 2605.09681). Heads that reach the threshold are static, the others dynamic.
 """
 

@@ -147,12 +147,9 @@ def command(
       forcing-kv generate "a large blue square bouncing sideways" --continue-from circle.mp4 -o longer.mp4 --seconds 5
       forcing-kv generate --prompt-file prompts.txt -o videos
     """
-    if (prompt is None) == (prompt_file is None):
-        raise click.UsageError("give either a PROMPT or --prompt-file")
-    if seconds is not None and frames is not None:
-        raise click.UsageError("give either --seconds or --frames, not both")
-    if switches and prompt is None:
-        raise click.UsageError("--switch goes with a PROMPT; in a prompt file, write the times into its lines")
+    _check_usage(
+        prompt, prompt_file, seconds=seconds, frames=frames, switches=switches, resume=resume, overwrite=overwrite
+    )
     prompts = [_schedule(prompt or "", switches)] if prompt_file is None else read_prompt_file(prompt_file)
     source = find_model(model, weights=weights, lora=lora, components=components)
     shared: dict[str, Any] = {
@@ -170,6 +167,7 @@ def command(
             preset=source.preset,
             num_channels=source.config.in_dim,
             resolution=shared["resolution"],
+            has_encoder=decoding.file is None,
         )
         given_frames, shared["resolution"] = beginning.given_frames, beginning.resolution
         prompts = [beginning.continued_with(schedule, fps=source.preset.fps) for schedule in prompts]
@@ -186,6 +184,7 @@ def command(
     roles = source.head_map if head_map is None else HeadMap.load(head_map)
     run_device = resolve_device(device)
     run_dtype = resolve_dtype(dtype, run_device)
+    decoding.check_on(run_device)
     planned = plan_run(
         source.config,
         source.preset,
@@ -230,6 +229,27 @@ def command(
             temporary.write_text(json.dumps({"videos": documents} if is_many else documents[0], indent=2) + "\n")
     if any(report is not None and report.interrupted for report in reports.values()):
         raise KeyboardInterrupt
+
+
+def _check_usage(
+    prompt: str | None,
+    prompt_file: Path | None,
+    *,
+    seconds: float | None,
+    frames: int | None,
+    switches: tuple[tuple[float, str], ...],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuses options that contradict each other."""
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give either a PROMPT or --prompt-file")
+    if seconds is not None and frames is not None:
+        raise click.UsageError("give either --seconds or --frames, not both")
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with what is there, --overwrite starts it over: give one of the two")
+    if switches and prompt is None:
+        raise click.UsageError("--switch goes with a PROMPT; in a prompt file, write the times into its lines")
 
 
 def _schedule(prompt: str, switches: tuple[tuple[float, str], ...]) -> PromptSchedule:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from forcing_kv.attention import AUTO
+from forcing_kv.attention import AUTO, BACKENDS
 from forcing_kv.cache import POSITIONS
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video.decoder_options import LAYOUTS, DecoderOptions, Layout
@@ -92,8 +92,8 @@ def stream(command: Command) -> Command:
             metavar="NAME",
             default=AUTO,
             show_default=True,
-            help="Back end that computes attention to the history: sdpa, cudnn, fa3, flex, triton, or auto: the best "
-            "known for the device. A name that is not there is answered with those that are.",
+            help=f"Back end that computes attention to the history: {', '.join(BACKENDS)}; or auto, the best known for "
+            "the device. A name that is not there is answered with those that are.",
         ),
         click.option(
             "--execution",

@@ -214,7 +214,11 @@ def generate(
             **_of_stream(planned),
         },
         plan=plan,
-        environment=environment(),
+        environment={
+            **environment(),
+            "attention": stream_options.attention,
+            "execution": stream_options.execution,
+        },
     )
     requests = suite_requests(
         folder,

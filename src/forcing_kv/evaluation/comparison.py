@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from forcing_kv import free_memory
 from forcing_kv.errors import ConfigurationError
 from forcing_kv.evaluation.metrics import METRICS, Meter, Metric, Tools, open_flow, series_of, split_metrics
 from forcing_kv.evaluation.worlds import WORLDS, World
@@ -16,6 +17,7 @@ from forcing_kv.pipeline import check_stream
 from forcing_kv.policies import CachePolicy, parse_policy
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE
+from forcing_kv.wan import weights_bytes
 
 TOKENS_TOGETHER = 1500
 """Prompts are made together while their chunks have no more tokens than this: fewer leave a machine idle."""
@@ -83,6 +85,18 @@ class Comparison:
             raise ConfigurationError(f"seed {self.seed} is out of range: use 0 to {MAX_SEED}")
         if self.num_together is not None and self.num_together < 1:
             raise ConfigurationError(f"{self.num_together} prompts cannot be made together: use at least 1")
+
+    def check_plain_reference(self, precision: str | None) -> None:
+        """Refuses a plain reference where there is nothing that it could be plain of.
+
+        Raises:
+            ConfigurationError: No option is given, and no precision.
+        """
+        if self.plain_reference and precision is None and self.options == StreamOptions():
+            raise ConfigurationError(
+                "a plain reference is one without --positions, --kv-dtype, --step-cache, --attention, --execution and "
+                "--precision, and none of them is given: add one, or leave out --plain-reference"
+            )
 
     def contestants(self, head_map: HeadMap | None) -> list[Contestant]:
         """The reference, then the policies, each once.
@@ -206,6 +220,10 @@ def plan_comparison(
     Raises:
         ForcingKVError: A policy that cannot work here, or that the device cannot hold.
     """
+    asked.check_plain_reference(precision)
+    free = free_memory.free_bytes(device)
+    if free is not None and asked.plain_reference and precision is not None:  # one transformer lies beside the other
+        free -= max(weights_bytes(source.config, dtype=dtype, precision=kind) for kind in (None, precision))
     planned = []
     for contestant in asked.contestants(head_map):
         stream = plan_run(
@@ -227,7 +245,7 @@ def plan_comparison(
         stream = replace(stream, batch_size=size, other_policies=())  # another policy is no answer here
         check_stream(source.preset, stream)
         if not skip_memory_check:
-            check_memory(stream)
+            check_memory(stream, free_bytes=free)
         planned.append(stream)
     return planned
 

@@ -2,7 +2,7 @@
 
 from forcing_kv.execution.compiled import CompiledPieces
 from forcing_kv.execution.graphs import GraphedPasses
-from forcing_kv.execution.modes import EXECUTIONS, Execution, check_execution
+from forcing_kv.execution.modes import EXECUTIONS, Execution, check_execution, check_together
 from forcing_kv.execution.passes import PassRunner, PlainPasses, pass_runner
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "PassRunner",
     "PlainPasses",
     "check_execution",
+    "check_together",
     "pass_runner",
 ]

@@ -117,7 +117,7 @@ class GenerationReport:
 
     @property
     def fps_end_to_end(self) -> float:
-        """Pixel frames made per second of text, diffusion, decode and encode, by the clock: overlaps count once."""
+        """Pixel frames made per second of all it took, by the clock: overlaps count once."""
         return _per_second(self.frames_made, self.text_ms + self.compile_ms + self.diffusion_ms + self.waited_ms)
 
     def to_json(self) -> dict[str, Any]:

@@ -66,7 +66,12 @@ class Source:
 
 
 def open_source(
-    path: Path, *, preset: ModelPreset, num_channels: int, resolution: tuple[int, int] | None = None
+    path: Path,
+    *,
+    preset: ModelPreset,
+    num_channels: int,
+    resolution: tuple[int, int] | None = None,
+    has_encoder: bool = True,
 ) -> Source:
     """Looks at a file that a video is to go on from; safetensors hold latents, anything else is a video.
 
@@ -75,9 +80,11 @@ def open_source(
         preset: Of the model that goes on: its chunks and frame rate.
         num_channels: Channels of the model's latents.
         resolution: Width and height in pixels that are asked for; None for the file's own.
+        has_encoder: Whether the model's VAE is there, which turns a video into latents.
 
     Raises:
-        ConfigurationError: The file is missing, cannot be continued, or does not fit the model or the resolution.
+        ConfigurationError: The file is missing, cannot be continued, needs an encoder that is not there, or does not
+            fit the model or the resolution.
         OutputError: It should be a video, and is none.
     """
     try:
@@ -88,6 +95,11 @@ def open_source(
     # A safetensors file begins with eight bytes of length and then JSON; no video does.
     if path.suffix == LATENTS_SUFFIX or head[8:] == b"{":
         return _latents_source(path, preset, num_channels, resolution)
+    if not has_encoder:
+        raise ConfigurationError(
+            f"{path} cannot be turned into latents: the tiny decoder took the place of the model's VAE; leave out "
+            "--decoder, or continue from latents (--save-latents keeps them)"
+        )
     return _video_source(path, preset, resolution)
 
 
@@ -177,11 +189,6 @@ def _conversion(path: Path, resolution: tuple[int, int], fps: int) -> str:
 
 def _encode(path: Path, info: VideoInfo, given_frames: int, pipeline: VideoPipeline) -> Tensor:
     """The last frames of a video as latents; a chunk of pictures is in memory at a time."""
-    if pipeline.vae is None:
-        raise ConfigurationError(
-            f"{path} cannot be turned into latents: the tiny decoder took the place of the model's VAE; leave out "
-            "--decoder, or continue from latents (--save-latents keeps them)"
-        )
     encoder = StreamingVaeEncoder(pipeline.vae)
     chunk_frames = pipeline.preset.chunk_frames
     pictures = iterate_frames(path)

@@ -106,15 +106,26 @@ def _changes(stream: PlannedStream, available: int) -> list[list[_Change]]:
     kinds = [
         [_set(f"--policy {policy.spec()}", policy=policy) for policy in stream.other_policies],
         [_set("--text-encoder-device cpu", text_encoder_bytes=0)] if stream.device.type != "cpu" else [],
-        [_set("--dtype bfloat16", dtype=torch.bfloat16)] if stream.dtype.itemsize > torch.bfloat16.itemsize else [],
+        [_set("--dtype bfloat16", **_in_bfloat16(stream))] if stream.dtype.itemsize > torch.bfloat16.itemsize else [],
         [_set(f"num_videos={number}", batch_size=number) for number in range(stream.batch_size - 1, 0, -1)],
         [
             _Change(f"--resolution {name}", methodcaller("at_resolution", *smaller[name]))
             for name in sorted(smaller, key=lambda name: -math.prod(smaller[name]))
         ],
         _shorter(stream, available),
+        [_set("--kv-dtype int8", options=replace(stream.options, kv_dtype="int8"))] if _may_quantise(stream) else [],
     ]
     return [kind for kind in kinds if kind]
+
+
+def _in_bfloat16(stream: PlannedStream) -> dict[str, Any]:
+    """What `--dtype bfloat16` changes: the decoder follows, unless it was given a dtype of its own."""
+    decoder = stream.vae_dtype if stream.vae_dtype != stream.dtype else None
+    return {"dtype": torch.bfloat16, "vae_dtype": decoder}
+
+
+def _may_quantise(stream: PlannedStream) -> bool:
+    return stream.options.kv_dtype is None and stream.options.positions == "absolute"
 
 
 def _shorter(stream: PlannedStream, available: int) -> list[_Change]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from forcing_kv.devices import DTYPES, resolve_dtype
+from forcing_kv.devices import DTYPES, lacks_compiler, resolve_dtype
 from forcing_kv.errors import ConfigurationError, UnknownNameError
 from forcing_kv.video.size import DecoderSize
 from forcing_kv.video.tiny_decoder import TINY_DECODER
@@ -63,7 +63,7 @@ class DecoderOptions:
 
     Raises:
         UnknownNameError: A dtype or layout that is none.
-        ConfigurationError: A tiny decoder, and compiled.
+        ConfigurationError: A tiny decoder, and compiled; or its file is not there.
     """
 
     file: Path | None = None
@@ -81,6 +81,18 @@ class DecoderOptions:
             raise ConfigurationError(
                 f"only the VAE is compiled, and {self.file} takes its place: choose one of the two"
             )
+        if self.file is not None and not self.file.exists():
+            raise ConfigurationError(f"tiny decoder {self.file} does not exist")
+
+    def check_on(self, device: torch.device) -> None:
+        """Refuses what cannot be had there.
+
+        Raises:
+            ConfigurationError: Something is to be compiled, and what compiles it is missing.
+        """
+        missing = lacks_compiler(device) if self.compiled else None
+        if missing is not None:
+            raise ConfigurationError(f"compiling the VAE needs {missing}; or leave out --compile-vae")
 
     def dtype_beside(self, model_dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """What the decoder computes in, beside a transformer of that dtype."""

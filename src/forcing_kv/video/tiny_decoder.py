@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from forcing_kv.errors import CheckpointError, ConfigurationError, SnapshotError
 from forcing_kv.geometry import TEMPORAL_STRIDE
-from forcing_kv.video.decode import joined_on_host, stream_shape, to_host, to_uint8
+from forcing_kv.video.pictures import joined_on_host, stream_shape, to_host, to_uint8
 
 LATENT_CHANNELS = 16
 _LEVELS = ((256, 1), (128, 2), (64, 2))

@@ -15,7 +15,7 @@ from forcing_kv.wan.config import TransformerConfig
 from forcing_kv.wan.elementwise import gated_sum, modulated_norm, normed_heads
 from forcing_kv.wan.joined import JoinedLinears
 from forcing_kv.wan.levels import BLOCK_VECTORS, HEAD_VECTORS
-from forcing_kv.wan.memory import SelfAttentionMemory
+from forcing_kv.wan.pass_inputs import SelfAttentionMemory
 from forcing_kv.wan.products import apply_linear, gelu_linear
 from forcing_kv.wan.rope import RotaryTable
 

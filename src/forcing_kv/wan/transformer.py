@@ -18,7 +18,7 @@ from forcing_kv.wan.config import TransformerConfig
 from forcing_kv.wan.coordinates import NUM_COORDINATES, coordinates
 from forcing_kv.wan.fp8 import QUANTISED, Fp8Linear, quantised_layers
 from forcing_kv.wan.levels import BLOCK_VECTORS, Modulation, NoiseLevel, timestep_sinusoid
-from forcing_kv.wan.memory import SelfAttentionMemory, TextMemory
+from forcing_kv.wan.pass_inputs import SelfAttentionMemory, TextMemory
 from forcing_kv.wan.rope import RotaryTable, TemporalShift
 
 
@@ -66,7 +66,7 @@ class Pieces:
 class CausalWanTransformer(nn.Module):
     """Wan2.1's diffusion transformer with per-frame noise levels and an external self-attention memory.
 
-    Equations and parameter names follow the released causal checkpoints (DESIGN: Self Forcing, LongLive, Krea).
+    Equations and parameter names follow the released causal checkpoints (Self Forcing, LongLive, Krea).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
