@@ -41,8 +41,9 @@ class VBench:
                  mode="vbench_standard", **kwargs):
         behaviour = json.loads((HERE / "behaviour.json").read_text())
         (dimension,) = dimension_list
+        (HERE / "pid.new").write_text(str(os.getpid()))
+        os.replace(HERE / "pid.new", HERE / "pid")  # never there and empty
         print(f"loading the models of {dimension}")
-        (HERE / "pid").write_text(str(os.getpid()))
         what = behaviour.get(dimension, 0.5)
         if what == "raise":
             raise RuntimeError("CUDA error: out of memory")

@@ -395,6 +395,7 @@ def _source(pipeline: VideoPipeline, request: VideoRequest) -> Source | None:
         preset=pipeline.preset,
         num_channels=pipeline.transformer.config.in_dim,
         resolution=request.resolution,
+        has_encoder=pipeline.tiny_decoder is None,
     )
 
 
