@@ -1,4 +1,4 @@
-"""Draws what policies do to the embedded model's videos, over what their caches hold; prints the same as a table.
+"""Draws what policies do to the embedded model's videos, beside what their caches hold; prints the same as a table.
 
 python benchmarks/quality_figure.py QUALITY.json [QUALITY.json ...] --memory TINY_WORLD.json -o docs/quality.png
 
@@ -8,16 +8,18 @@ TINY_WORLD.json is of `benchmarks/tiny_world.py`, for the memory scenes.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forcing_kv.figure_style import COLOURS, INK, PALE, new_figure, save_figure
+from forcing_kv.figure_style import COLOURS, INK, PALE, SHADE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+OURS = "forcing-kv"
 KEPT = "kept"
 """The memory scenes' share that counts: what came back was what had gone."""
 
@@ -105,41 +107,34 @@ def format_policies(policies: list[Policy]) -> str:
 
 
 def quality_figure(policies: list[Policy]) -> "Figure":
-    """Left the world score, right the memory scenes, each over the bytes of the cache."""
+    """A row per policy: left the world score, right the memory scenes; dots are means, bars their intervals."""
     has_memory = any(policy.kept is not None for policy in policies)
-    figure = new_figure("What the cache keeps, and what the videos are worth", height=5.2)
-    panels = figure.subplots(1, 2 if has_memory else 1, squeeze=False)[0]
+    figure = new_figure("What the cache keeps, and what the videos are worth", height=1.2 + 0.34 * len(policies))
+    panels = figure.subplots(1, 2 if has_memory else 1, squeeze=False, sharey=True)[0]
     _panel(panels[0], policies, [policy.world for policy in policies])
     panels[0].set_title("Free scenes: attributes that are right, per cent", color=PALE)
+    panels[0].set_yticks(
+        range(len(policies)), [f"{policy.name}   {policy.cache_bytes / 1e6:.2f} MB" for policy in policies]
+    )
+    panels[0].invert_yaxis()
     if has_memory:
         _panel(panels[1], policies, [policy.kept for policy in policies])
-        panels[1].set_title("Memory scenes: what came back was what had gone, per cent", color=PALE)
-        panels[1].set_ylim(bottom=0)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+        panels[1].set_title("Memory scenes: the same came back, per cent", color=PALE)
+        panels[1].set_xlim(left=0)
     return figure
 
 
-def _panel(axes: "Axes", policies: list[Policy], scores: list[Score | None] | list[Score]) -> None:
-    for number, (policy, score) in enumerate(zip(policies, scores, strict=True)):
+def _panel(axes: "Axes", policies: list[Policy], scores: Sequence[Score | None]) -> None:
+    for row, (policy, score) in enumerate(zip(policies, scores, strict=True)):
         if score is None:
             continue
-        # Policies of equal bytes stand beside each other.
-        twins = [other.name for other in policies if other.cache_bytes == policy.cache_bytes]
-        megabytes = policy.cache_bytes / 1e6 * 1.025 ** (twins.index(policy.name) - (len(twins) - 1) / 2)
-        colour = INK if number == 0 else COLOURS[(number - 1) % len(COLOURS)]
-        axes.errorbar(
-            megabytes,
-            score.mean,
-            yerr=[[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]],
-            fmt="os^DvP"[number % 6],
-            color=colour,
-            capsize=2,
-            label=policy.name,
-        )
-    axes.set_xscale("log")
-    axes.set_xticks([1, 1.5, 2, 3, 5, 10, 20], ["1", "1.5", "2", "3", "5", "10", "20"])
-    axes.minorticks_off()
-    axes.set_xlabel("MB held after 20 s")
+        errors = [[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]]
+        colour = {"full": INK, OURS: COLOURS[1]}.get(policy.name, COLOURS[0])
+        axes.errorbar(score.mean, row, xerr=errors, fmt="o", color=colour, capsize=3)
+    reference = scores[0]
+    if reference is not None:
+        axes.axvline(reference.mean, color=PALE, linewidth=1, linestyle="--", zorder=0)
+    axes.grid(axis="x", color=SHADE)
 
 
 def _score(mean: float, interval: list[float]) -> Score:
