@@ -24,6 +24,11 @@ Lookup = Callable[[str, str, str], Figures]
 """(stage, run, policy) -> what is predicted, or measured, of that row; KeyError where nothing is."""
 
 
+OTHER_STAGES = {"attention", "memory", "calibration"}
+"""Those that are scripts of their own, which run on any device."""
+ALL_STAGES = (*stages(Way()), "parity", "breakdown", *sorted(OTHER_STAGES))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Goal:
     """A number to reach.
@@ -118,8 +123,11 @@ def main() -> None:
 
 def read_documents(out: Path) -> dict[str, dict[str, Any]]:
     """The stages that are there, by name."""
-    paths = {stage: out / f"{stage}.json" for stage in (*stages(Way()), "parity", "breakdown")}
-    return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
+    paths = {stage: out / f"{stage}.json" for stage in ALL_STAGES}
+    found = {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.exists()}
+    for stage in OTHER_STAGES & found.keys():  # of scripts that run on any device, and say on which
+        found[stage]["dry_run"] = str(found[stage]["config"]["device"]).startswith("cpu")
+    return found
 
 
 def judged_goals(documents: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -224,7 +232,7 @@ def breakdown_table(documents: dict[str, dict[str, Any]]) -> list[str]:
 def missing(documents: dict[str, dict[str, Any]]) -> list[str]:
     """What is not there, or does not count, in words."""
     lines = []
-    for stage in (*stages(Way()), "parity", "breakdown"):
+    for stage in ALL_STAGES:
         document = documents.get(stage)
         if document is None:
             lines.append(f"- {stage}: not run")
