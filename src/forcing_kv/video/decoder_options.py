@@ -37,8 +37,8 @@ HABITS = {
     "cpu": DeviceHabits(
         channels_last=True,
         overlapped=False,
-        provenance="channels-last: measured on AMX cores, several times quicker in bfloat16; overlap: the threads of "
-        "transformer and decoder share the same cores, and no gain has been measured",
+        provenance="channels-last: measured on AMX cores, several times quicker in bfloat16; overlap: "
+        "measured on two cores to be slower, 0.77 times the speed (benchmarks/results/overlap_cpu_2026-11-23.json)",
     ),
     "cuda": DeviceHabits(
         channels_last=True,
