@@ -182,14 +182,15 @@ def layer_groups(policy: CachePolicy, geometry: FrameGeometry) -> list[list[tupl
 
 def ways_of(backend: AttentionBackend, layer: Layer) -> dict[str, Callable[[], Tensor]]:
     """How a back end can attend to a layer, by the name of the row."""
-    one_by_one = partial(backend.attend_groups, layer.q, layer.groups, one_by_one=True)
     launches = f"{backend.name}, {len(layer.groups)} launch" + "es" * (len(layer.groups) > 1)
-    if backend.one_launch and len(layer.groups) > 1:
-        return {
-            f"{backend.name}, 1 launch": partial(backend.attend_groups, layer.q, layer.groups),
-            launches: one_by_one,
-        }
-    return {launches: one_by_one}
+    ways: dict[str, Callable[[], Tensor]] = {
+        launches: partial(backend.attend_groups, layer.q, layer.groups, one_by_one=True)
+    }
+    if len(layer.groups) > 1 and backend.one_launch:
+        ways[f"{backend.name}, 1 launch"] = partial(backend.attend_groups, layer.q, layer.groups)
+    elif len(layer.groups) > 1 and layer.q.is_cuda:
+        ways[f"{launches} side by side"] = partial(backend.attend_groups, layer.q, layer.groups)
+    return ways
 
 
 def time_ways(

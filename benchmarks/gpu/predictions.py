@@ -221,15 +221,17 @@ def product_share(rows: int, cols: int, multiprocessors: int) -> float:
 
 
 def _makespan(groups: Groups, together: bool, queries: int, assumed: Assumed) -> float:
-    """Keys that the busiest multiprocessor reads: tiles of the longest heads first, in one launch or one per group."""
-    launches = [tuple(groups)] if together else [(group,) for group in groups]
-    return sum(_launch_makespan(launch, math.ceil(queries / assumed.query_tile), assumed) for launch in launches)
+    """Keys that the busiest multiprocessor reads, the longest heads first: in one launch, or in launches side by side.
 
-
-def _launch_makespan(groups: Groups, tiles: int, assumed: Assumed) -> float:
-    return _busiest(
-        tuple(sorted(((keys, heads * tiles) for heads, keys in groups), reverse=True)), assumed.multiprocessors
-    )
+    One launch hands out its tiles one by one. Launches side by side are taken to share out their tiles beforehand, as
+    FlashAttention-3 does: each of its workers has every so-manieth, and starts where a multiprocessor is free.
+    """
+    tiles, workers = math.ceil(queries / assumed.query_tile), assumed.multiprocessors
+    jobs: list[tuple[int, int]] = []
+    for heads, keys in sorted(groups, key=lambda group: -group[1]):
+        each, rest = divmod(heads * tiles, workers)
+        jobs += [(keys, heads * tiles)] if together else [((each + 1) * keys, rest), (each * keys, workers - rest)]
+    return _busiest(tuple(jobs), workers)
 
 
 @cache

@@ -175,7 +175,7 @@ RIVALS = ("cudnn", "fa3", "triton")
 
 def launches_of(name: str) -> str:
     """Of a layer with two head groups, in words."""
-    return "one launch" if BACKENDS[name].one_launch else "two launches"
+    return "one launch" if BACKENDS[name].one_launch else "two launches side by side"
 
 
 def resolution_runs(resolution: str, precision: str | None, way: Way) -> tuple[Run, ...]:

@@ -39,3 +39,4 @@ def test_groups_may_lie_anywhere_and_read_any_number_of_keys(name, layer, seed):
     q = random_q(batch, layer["queries"], sum(map(len, places)), head_dim, dtype=dtype, seed=seed)
     out = BACKENDS[name].attend_groups(q, iter(groups), one_by_one=layer["one_by_one"])
     assert_groups_are_read(out, q, groups)
+    assert_groups_are_read(BACKENDS[name].attend_side_by_side(q, groups), q, groups)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from predictions import ASSUMED, _busiest, layer_groups, predict, product_share
+from predictions import ASSUMED, _busiest, _makespan, layer_groups, predict, product_share
 from rows import ALONE, LARGE, OVERLAPPED, POLICIES, Run, Way, ladder, quickest_way, stages
 
 from forcing_kv.bench import pass_work
@@ -29,6 +29,14 @@ def test_a_product_is_cut_into_waves():
 def test_tiles_go_to_whoever_is_free():
     assert _busiest(((6, 2), (5, 2)), 2) == 11
     assert _busiest(((6, 1), (5, 1), (1, 1)), 2) == 6
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_short_heads_fill_the_end_of_the_long_ones(together):
+    # Tiles of 6, 6, 6, 4, 4, 4 keys on two multiprocessors: 6 + 6 + 4 and 6 + 4 + 4; one after the other 12 + 8.
+    two = replace(ASSUMED, multiprocessors=2, query_tile=1)
+    assert _makespan([(1, 4), (1, 6)], together, 3, two) == 16
+    assert _makespan([(1, 6)], together, 3, two) + _makespan([(1, 4)], together, 3, two) == 20
 
 
 @pytest.mark.parametrize("model", ["self-forcing-1.3b", LARGE])
@@ -62,11 +70,11 @@ def test_every_rung_is_a_step_up():
     assert eager["frames_read"] == pytest.approx(5.6, abs=0.02)
 
 
-def test_one_launch_is_fuller_than_two(monkeypatch):
+def test_launches_side_by_side_are_nearly_as_full_as_one():
     two = predict(replace(COMPILED, attention="cudnn"), "forcing-kv")
     same_rate = replace(ASSUMED, attention_tflops={**ASSUMED.attention_tflops, "triton": 600})
     one = predict(replace(COMPILED, attention="triton"), "forcing-kv", same_rate)
-    assert one["parts_ms"]["attention"] < 0.95 * two["parts_ms"]["attention"]
+    assert 0.98 * two["parts_ms"]["attention"] < one["parts_ms"]["attention"] < two["parts_ms"]["attention"]
     assert one["launches"] == two["launches"] - 29 * 2  # 29 layers with two groups: a launch less, and no joining
 
 

@@ -1,16 +1,19 @@
 """What a back end of attention is: a name, whether it can be had, and the functions that compute.
 
-A back end attends to one head group at a time, all of whose heads read equally many keys. One that takes a number of
-keys per head attends to all groups of a layer together, in one launch, and is told how in `attend_together`.
+A back end attends to one head group at a time, all of whose heads read equally many keys; on a GPU the groups of a
+layer are side by side, each on a stream of its own. One that takes a number of keys per head attends to all groups
+together, in one launch, and is told how in `attend_together`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from forcing_kv.attention.places import heads_at, join_heads
+from forcing_kv.attention.side_by_side import run_side_by_side
 from forcing_kv.errors import ConfigurationError
 
 
@@ -93,11 +96,23 @@ class AttentionBackend:
         """
         if self.attend_together is not None and not one_by_one:
             return self.attend_together(q, list(groups))
+        if q.is_cuda and not one_by_one:
+            return self.attend_side_by_side(q, list(groups))
         outputs, places = [], []
         for group in groups:
             outputs.append(self.attend(heads_at(q, group.places), group.keys, group.values))
             places.append(group.places)
         return join_heads(outputs, places)
+
+    def attend_side_by_side(self, q: Tensor, groups: Sequence[GroupKV]) -> Tensor:
+        """As `attend_groups`, each group in a launch and on a stream of its own."""
+        longest_first = sorted(range(len(groups)), key=lambda index: -groups[index].keys.shape[1])
+        works = [
+            partial(self.attend, heads_at(q, group.places), group.keys, group.values)
+            for group in (groups[index] for index in longest_first)
+        ]
+        results = dict(zip(longest_first, run_side_by_side(works, device=q.device), strict=True))
+        return join_heads([results[index] for index in range(len(groups))], [group.places for group in groups])
 
 
 def check_no_gradients(name: str, *tensors: Tensor) -> None:

@@ -1,7 +1,8 @@
 """FlashAttention-3, from the forward-only wheel `fa3-fwd`.
 
-A launch per head group: lengths per head are there (`cache_seqlens`, with the heads as the batch), but its keys are one
-tensor, so the short heads would have to be padded to the length of the long ones, and a cache would hold the padding.
+A launch per head group, side by side: lengths per head are there (`cache_seqlens`, with the heads as the batch), but
+its keys are one tensor, so the short heads would have to be padded to the length of the long ones, and a cache would
+hold the padding.
 """
 
 import importlib
