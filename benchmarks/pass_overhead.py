@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from forcing_kv.bench import environment, filled_stream, random_transformer
+from forcing_kv.clock import milliseconds_since
 from forcing_kv.devices import resolve_device, resolve_dtype, synchronize
 from forcing_kv.execution import EXECUTIONS, check_execution, pass_runner
 from forcing_kv.models import ModelPreset, published_head_map
@@ -191,7 +192,7 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
     started = time.perf_counter()
     work()
     synchronize(device)
-    return 1e3 * (time.perf_counter() - started)
+    return milliseconds_since(started)
 
 
 def breakdown(run_pass: Callable[[], object], device: torch.device) -> list[dict[str, Any]]:

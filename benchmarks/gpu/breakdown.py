@@ -25,6 +25,7 @@ from steady_pass import DRY_LAYERS, DRY_RESOLUTION, SteadyPass
 from torch.profiler import ProfilerActivity, profile
 
 from forcing_kv.bench import Ceilings, cache_work, measure_ceilings, random_transformer
+from forcing_kv.clock import milliseconds_since
 from forcing_kv.devices import synchronize
 from forcing_kv.output_files import atomic_write
 from forcing_kv.wan import WAN_1_3B, CausalWanTransformer
@@ -153,7 +154,7 @@ def milliseconds(steady: SteadyPass) -> float:
     started = time.perf_counter()
     steady()
     synchronize(device)
-    return 1e3 * (time.perf_counter() - started)
+    return milliseconds_since(started)
 
 
 def profiled(steady: SteadyPass, device: torch.device) -> list[Kernel]:

@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTEST = ["-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-q", "-rs"]
 CUDA_TESTS = ["tests/test_goldens.py", "tests/test_steady_pass.py", "tests/test_video_overlap.py", "tests/execution"]
 CUDA_TESTS += ["tests/wan/test_fp8.py", "tests/wan/test_triton_heads.py"]
-SELECTIONS = ([*CUDA_TESTS, "-k", "cuda or gpu"], ["tests/attention/test_backends.py"])
+BACKEND_TESTS = [f"tests/attention/{name}.py" for name in ("test_backends", "test_groups", "test_side_by_side")]
+SELECTIONS = ([*CUDA_TESTS, "-k", "cuda or gpu"], BACKEND_TESTS)
 """Arguments of pytest: what is for a GPU alone, and what takes one where there is one."""
 
 PLAIN = Run(name="plain", attention="sdpa")

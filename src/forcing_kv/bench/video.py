@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forcing_kv.bench.arithmetic import history_tokens
 from forcing_kv.bench.plan import SEED, BenchmarkPlan, PolicyPlan
+from forcing_kv.clock import milliseconds_since
 from forcing_kv.geometry import pixel_frames
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.rollout import VideoStream
@@ -128,7 +129,7 @@ def time_video(
                 output.put(latents, begun)
                 on_chunk()
         writer.finish()
-        total_ms = _milliseconds_since(started)
+        total_ms = milliseconds_since(started)
         path.unlink(missing_ok=True)
         delivered = list(output.delivered())
         chunks = [_delivered(*pair) for pair in zip(chunks, delivered, strict=True)]
@@ -137,9 +138,9 @@ def time_video(
         for index in range(plan.num_chunks):
             chunks.append(_make_chunk(stream)[1])
             if index == 0:
-                first_frame_ms = _milliseconds_since(started)
+                first_frame_ms = milliseconds_since(started)
             on_chunk()
-        total_ms = _milliseconds_since(started)
+        total_ms = milliseconds_since(started)
     for _ in range(plan.num_chunks, policy.num_chunks):  # on to the steady state
         chunks.append(_make_chunk(stream)[1])
         on_chunk()
@@ -189,7 +190,3 @@ def _delivered(chunk: TimedChunk, decoded: Decoded[float]) -> TimedChunk:
         encode_ms=decoded.write_ms,
         queued_ms=max(0.0, 1e3 * (decoded.written_at - decoded.item) - worked_ms),
     )
-
-
-def _milliseconds_since(started: float) -> float:
-    return 1e3 * (time.perf_counter() - started)

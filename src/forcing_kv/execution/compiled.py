@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from forcing_kv.clock import milliseconds_since
 from forcing_kv.wan import Pieces
 from forcing_kv.wan.blocks import Block
 
@@ -49,7 +50,7 @@ class CompiledPieces:
             num_graphs, started = self.num_graphs, time.perf_counter()
             result = piece(*arguments)
             if self.num_graphs != num_graphs:
-                self.compile_ms += 1e3 * (time.perf_counter() - started)
+                self.compile_ms += milliseconds_since(started)
             return result
 
         return call

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forcing_kv.cache import StreamCache
+from forcing_kv.clock import milliseconds_since
 from forcing_kv.devices import synchronize
 from forcing_kv.wan import Modulation, NoiseLevel, Pieces, TextMemory, TokenPositions
 
@@ -75,7 +76,7 @@ class GraphedPasses:
             )
             self._graph = _Graph(inputs=inputs, replay=replay, velocity=velocity)
             self.num_captures += 1
-            self._capture_ms += 1e3 * (time.perf_counter() - started)
+            self._capture_ms += milliseconds_since(started)
         self._graph.inputs.take(latents, level, positions)
         self._graph.replay()
         return self._graph.velocity

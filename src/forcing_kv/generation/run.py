@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from forcing_kv.clock import milliseconds_since
 from forcing_kv.errors import ConfigurationError, OutputError
 from forcing_kv.generation.report import GenerationReport
 from forcing_kv.generation.request import VideoRequest, check_requests
@@ -168,7 +169,7 @@ class _Run:
         if self.source is not None:
             started = time.perf_counter()
             given = self.source.read(pipeline)
-            self.given_ms = _milliseconds_since(started)
+            self.given_ms = milliseconds_since(started)
         self.stream = pipeline.stream(
             request.prompts,
             policy=request.policy,
@@ -266,7 +267,7 @@ class _Run:
         info = self.writer.info
         started = time.perf_counter()
         self.writer.finish()
-        joining_ms = _milliseconds_since(started)
+        joining_ms = milliseconds_since(started)
         self.encode_ms += joining_ms
         self.waited_ms += joining_ms
         cache, chunk_frames = self.stream.cache, self.pipeline.preset.chunk_frames
@@ -315,13 +316,13 @@ class _Run:
         wants_snapshot = (
             chunk.index + 1 < self.num_chunks  # after the last only the joining is left
             and not self.is_snapshot_on_its_way
-            and self.snapshot_ms <= MAX_SNAPSHOT_SHARE * _milliseconds_since(self.started)
+            and self.snapshot_ms <= MAX_SNAPSHOT_SHARE * milliseconds_since(self.started)
         )
         snapshot = None
         if wants_snapshot and self.pipeline.is_overlapped:  # the stream goes on before the chunk is on disk
             snapshot = self.stream.snapshot()
             self.is_snapshot_on_its_way = True
-            self.snapshot_ms += _milliseconds_since(started)
+            self.snapshot_ms += milliseconds_since(started)
         latents = chunk.latents[0].cpu().contiguous() if self.request.latents_path is not None else None
         made = _Made(chunk=chunk, latents=latents, snapshot=snapshot)
         output.put(chunk.latents, made, wants_state=snapshot is not None)
@@ -347,7 +348,7 @@ class _Run:
                 save_file({"latents": made.latents}, temporary)
         started = time.perf_counter()
         self.writer.write(decoded.frames[0])
-        made.encode_ms = _milliseconds_since(started)
+        made.encode_ms = milliseconds_since(started)
         if made.snapshot is not None:
             assert decoded.state is not None
             self._save_snapshot(made.snapshot.with_part("decoder", *decoded.state))
@@ -358,7 +359,7 @@ class _Run:
         started = time.perf_counter()
         with atomic_write(self.writer.snapshot_path) as temporary:
             snapshot.save(temporary)
-        self.snapshot_ms += _milliseconds_since(started)
+        self.snapshot_ms += milliseconds_since(started)
 
     def _count(self, made: "Decoded[_Made]") -> None:
         if not made.item.chunk.given:
@@ -407,7 +408,3 @@ def _own_decoder(pipeline: VideoPipeline) -> str | None:
 
 def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _milliseconds_since(started: float) -> float:
-    return 1e3 * (time.perf_counter() - started)

@@ -18,6 +18,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from forcing_kv.clock import milliseconds_since
 from forcing_kv.video.stages import StageLine
 
 Item = TypeVar("Item")
@@ -126,7 +127,7 @@ class ChunkOutput(Generic[Item]):
                 self._has_begun = True
                 self._line.wait(1)
         finally:
-            self.waited_ms += _milliseconds_since(started)
+            self.waited_ms += milliseconds_since(started)
 
     def wait(self) -> None:
         """Waits until everything is written.
@@ -138,7 +139,7 @@ class ChunkOutput(Generic[Item]):
         try:
             self._line.wait()
         finally:
-            self.waited_ms += _milliseconds_since(started)
+            self.waited_ms += milliseconds_since(started)
 
     def delivered(self) -> Iterator[Decoded[Item]]:
         """The chunks written since the last call, one by one, in order."""
@@ -156,7 +157,7 @@ class ChunkOutput(Generic[Item]):
         try:
             self._line.__exit__(kind, error, traceback)
         finally:
-            self.waited_ms += _milliseconds_since(started)
+            self.waited_ms += milliseconds_since(started)
 
     def _decode_stage(self, task: _Task) -> Decoded[Item]:
         result = task.result
@@ -187,7 +188,3 @@ class ChunkOutput(Generic[Item]):
 def _decode_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all decoders on a GPU: what torch's allocator keeps for a stream is of use to that stream alone."""
     return torch.cuda.Stream(device)
-
-
-def _milliseconds_since(started: float) -> float:
-    return 1e3 * (time.perf_counter() - started)
