@@ -1,9 +1,9 @@
 """Draws what policies do to the embedded model's videos, beside what their caches hold; prints the same as a table.
 
-python benchmarks/quality_figure.py QUALITY.json [QUALITY.json ...] --memory TINY_WORLD.json -o docs/quality.png
+python benchmarks/quality_figure.py QUALITY.json [...] --memory TINY_WORLD.json [...] -o docs/quality.png
 
-QUALITY.json is the report of `forcing-kv compare`; of several, each policy is taken from the first that has it.
-TINY_WORLD.json is of `benchmarks/tiny_world.py`, for the memory scenes.
+QUALITY.json is the report of `forcing-kv compare`, TINY_WORLD.json of `benchmarks/tiny_world.py` for the memory scenes;
+of several, each policy is taken from the first that has it.
 """
 
 import argparse
@@ -59,20 +59,22 @@ def main() -> None:
     """Reads, draws and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", type=Path, nargs="+", metavar="QUALITY.json")
-    parser.add_argument("--memory", type=Path, metavar="TINY_WORLD.json")
+    parser.add_argument("--memory", type=Path, nargs="+", default=[], metavar="TINY_WORLD.json")
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG to write")
     args = parser.parse_args()
     policies = read_policies(
         [json.loads(path.read_text()) for path in args.reports],
-        None if args.memory is None else json.loads(args.memory.read_text()),
+        [json.loads(path.read_text()) for path in args.memory],
     )
     save_figure(args.output, lambda: quality_figure(policies))
     print(format_policies(policies))
 
 
-def read_policies(reports: list[dict[str, Any]], memory: dict[str, Any] | None) -> list[Policy]:
+def read_policies(reports: list[dict[str, Any]], memories: list[dict[str, Any]]) -> list[Policy]:
     """The policies of all reports, each once."""
-    kept = {} if memory is None else memory["results"]["parts"]["memory scenes"]["sources"]
+    kept: dict[str, dict[str, Any]] = {}
+    for memory in memories:
+        kept = memory["results"]["parts"]["memory scenes"]["sources"] | kept
     policies: dict[str, Policy] = {}
     for report in reports:
         for row in report["policies"]:
