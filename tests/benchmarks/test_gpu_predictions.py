@@ -39,6 +39,20 @@ def test_short_heads_fill_the_end_of_the_long_ones(together):
     assert _makespan([(1, 6)], together, 3, two) + _makespan([(1, 4)], together, 3, two) == 20
 
 
+def test_how_much_of_the_chip_the_pages_say_is_busy():
+    """docs/attention.md, docs/gpu.md: launches one after the other, side by side, and one launch."""
+    source = find_model("self-forcing-1.3b")
+    geometry = source.preset.geometry(source.config, (832, 480))
+    layers = layer_groups(parse_policy("forcing-kv", head_map=source.head_map), geometry)
+    queries = geometry.chunk_tokens
+    tiles = -(-queries // ASSUMED.query_tile)
+    ideal = tiles * sum(heads * keys for groups in layers for heads, keys in groups) / ASSUMED.multiprocessors
+    after = sum(_makespan([group], False, queries, ASSUMED) for groups in layers for group in groups)
+    beside, one = (sum(_makespan(groups, way, queries, ASSUMED) for groups in layers) for way in (False, True))
+    shares = [ideal / keys for keys in (after, beside, one)]
+    assert shares == pytest.approx([0.746, 0.846, 0.852], abs=6e-4)
+
+
 @pytest.mark.parametrize("model", ["self-forcing-1.3b", LARGE])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_arithmetic_is_that_of_bench(model, policy):
