@@ -2,7 +2,9 @@
 
 python benchmarks/tiny_world.py --json benchmarks/results/tiny_world_HARDWARE_DATE.json
 python benchmarks/tiny_world.py --model FOLDER/model --quick      # a quick look
-python benchmarks/tiny_world.py --record FOLDER/model/scores.json --dtype float32      # what is kept beside the weights
+python benchmarks/tiny_world.py --record FOLDER/model/scores.json --dtype float32      # what lies beside the weights
+python benchmarks/tiny_world.py --keep scores --share 1/2                               # half of it; and 2/2 beside it
+python benchmarks/tiny_world.py --keep scores --json result.json                        # what both have made
 """
 
 import argparse
@@ -13,7 +15,8 @@ from typing import Any
 
 from forcing_kv import VideoPipeline
 from forcing_kv.bench import environment
-from forcing_kv.tiny.scoring.evaluate import Evaluation, evaluate, scores_record
+from forcing_kv.tiny.scoring.evaluate import evaluate, evaluate_share, scores_in, scores_record
+from forcing_kv.tiny.scoring.parts import Evaluation
 from forcing_kv.tiny.scoring.tables import cell
 
 FULL = Evaluation()
@@ -33,7 +36,15 @@ def main() -> None:
 
     made_with = environment()  # before the run: the tree may change under a long one
     pipeline = VideoPipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    results = evaluate(pipeline, asked, report=lambda line: print(line, flush=True))
+    kept = scores_in(args.keep, pipeline, asked) if args.keep else None
+
+    def report(line: str) -> None:
+        print(line, flush=True)
+
+    if kept and args.share:
+        evaluate_share(pipeline, asked, kept=kept, share=args.share, report=report)
+        return
+    results = evaluate(pipeline, asked, kept=kept, report=report)
     print_tables(results)
     if args.json:
         config = {"model": args.model, "device": str(pipeline.device), **asdict(asked)}
@@ -76,9 +87,24 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the first video's noise")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument(
+        "--keep", type=Path, help="folder that keeps the scores of batches; those in it are not made again"
+    )
+    parser.add_argument("--share", type=_share, help="I/N: make every N-th batch only, from the I-th, for --keep")
     parser.add_argument("--json", type=Path, help="where to write the result")
     parser.add_argument("--record", type=Path, help="where to write the shares alone, as kept beside the weights")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.share and not args.keep:
+        parser.error("--share needs --keep: the scores of a share are for a later call to find")
+    return args
+
+
+def _share(text: str) -> tuple[int, int]:
+    """I/N, counted from 1, as the number from 0 and N."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not such as 1/2 or 2/2")
+    return int(number) - 1, int(of)
 
 
 if __name__ == "__main__":

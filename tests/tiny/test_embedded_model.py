@@ -13,7 +13,8 @@ from forcing_kv.models import read_head_map
 from forcing_kv.models.weights import weights_sha256
 from forcing_kv.models.zoo import EMBEDDED_MODELS
 from forcing_kv.pipeline import VideoPipeline
-from forcing_kv.tiny.scoring.evaluate import DRAWN, FREE, FREE_SOON, Evaluation, evaluate
+from forcing_kv.tiny.scoring.evaluate import evaluate
+from forcing_kv.tiny.scoring.parts import DRAWN, FREE, FREE_SOON, Evaluation
 from forcing_kv.tiny.scoring.shares import chance_of_at_most
 
 FOLDER = EMBEDDED_MODELS["tiny"]

@@ -67,7 +67,7 @@ class TinyWorld:
             raise PromptError(
                 f"a memory scene is judged over at least {MEMORY_SECONDS:g} seconds, for what went to have come back"
             )
-        return lambda frames: _memory(frames, scene.motion)
+        return lambda frames: _memory(frames, scene)
 
 
 WORLDS: dict[str, Callable[[], World]] = {"tiny": TinyWorld}
@@ -79,8 +79,8 @@ def _free(frames: Tensor, scene: Scene) -> Rights:
     return {name: rights[name] for name in (*ATTRIBUTES, "no collapse")}
 
 
-def _memory(frames: Tensor, motion: str) -> Rights:
-    rights, _ = memory_rights(frames, motion)
+def _memory(frames: Tensor, scene: Scene) -> Rights:
+    rights, _ = memory_rights(frames, scene)
     names = {
         "seen": "object seen",
         "came back": "came back",

@@ -4,11 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from forcing_kv.errors import OutputError
 from forcing_kv.models.weights import weights_sha256
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.tiny.prompts import caption, parse
 from forcing_kv.tiny.scenes import is_held_out
-from forcing_kv.tiny.scoring.evaluate import (
+from forcing_kv.tiny.scoring.evaluate import evaluate, evaluate_share, scores_in, scores_record
+from forcing_kv.tiny.scoring.parts import (
     DRAWN,
     FREE,
     FREE_LATE,
@@ -18,8 +20,6 @@ from forcing_kv.tiny.scoring.evaluate import (
     SWITCHES,
     THROUGH_VAE,
     Evaluation,
-    evaluate,
-    scores_record,
 )
 from forcing_kv.tiny.scoring.sources import (
     drawn_switches,
@@ -55,6 +55,10 @@ def pipeline(tiny_model_folder):
 
 def held_out_prompts(num):
     return [caption(clip.scene) for clip in held_out_clips(num)]
+
+
+def as_json(results):
+    return json.loads(json.dumps(results))
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,52 @@ def test_the_record_has_the_hash_and_no_videos(evaluated, pipeline):
         "shares": evaluated[0]["parts"][FREE]["sources"]["full"]["shares"]
     }
     assert "videos" not in json.dumps(record).replace("num_videos", "")
+
+
+def test_kept_scores_are_those_of_one_call(evaluated, pipeline, tmp_path, monkeypatch):
+    """Two shares, then the whole from what they have kept, and nothing made again."""
+    lines = []
+    kept = scores_in(tmp_path / "scores", pipeline, SMALL)
+    for number in (1, 0):
+        evaluate_share(pipeline, SMALL, kept=kept, share=(number, 2), report=lines.append)
+    assert sorted(lines) == sorted(evaluated[1])
+    monkeypatch.setattr(VideoPipeline, "stream", None)
+    whole = evaluate(pipeline, SMALL, kept=scores_in(tmp_path / "scores", pipeline, SMALL))
+    assert as_json(whole) == as_json(evaluated[0])
+
+
+def test_kept_scores_grow(pipeline, tmp_path):
+    asked = replace(SMALL, num_prompts=0, num_switches=0, num_memory_prompts=1, batch_size=1, policies=())
+    evaluate(pipeline, asked, kept=scores_in(tmp_path, pipeline, asked))
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    more = replace(asked, num_memory_prompts=2, policies=("full",))
+    results = evaluate(pipeline, more, kept=scores_in(tmp_path, pipeline, more))
+    assert len(results["parts"][MEMORY]["sources"]["full"]["videos"]) == 2
+    assert (len(first), len(list(tmp_path.iterdir()))) == (3, 8)
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items())
+
+
+def test_scores_of_other_settings_or_weights_are_not_taken(pipeline, tmp_path):
+    asked = replace(SMALL, num_prompts=0, num_switches=0, num_memory_prompts=1, policies=())
+    evaluate(pipeline, asked, kept=scores_in(tmp_path, pipeline, asked))
+    other = replace(asked, seed=7)
+    with pytest.raises(OutputError, match="choose another folder"):
+        evaluate(pipeline, other, kept=scores_in(tmp_path, pipeline, other))
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        scores_in(tmp_path / "file" / "scores", pipeline, asked)
+
+
+def test_a_batch_that_breaks_off_leaves_nothing(pipeline, tmp_path, monkeypatch):
+    asked = replace(SMALL, num_prompts=0, num_switches=0, policies=())
+    kept = scores_in(tmp_path, pipeline, asked)
+    monkeypatch.setattr(VideoPipeline, "stream", None)  # the drawn clips are scored, and then the window's videos fail
+    with pytest.raises(TypeError):
+        evaluate(pipeline, asked, kept=kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "memory scenes, drawn, 1 to 2.json",
+        "memory scenes, drawn, through the VAE, 1 to 2.json",
+    ]
 
 
 def test_parts_can_be_left_out(pipeline):

@@ -25,13 +25,18 @@ def free_rights(frames: Tensor, scene: Scene) -> tuple[Rights, Mapping[str, Any]
     return rights, result.as_dict()
 
 
-def memory_rights(frames: Tensor, motion: str) -> tuple[Rights, Mapping[str, Any]]:
-    """What is kept in a clip of a memory scene, uint8 [frames, H, W, 3], and its score in full."""
+def memory_rights(frames: Tensor, scene: Scene) -> tuple[Rights, Mapping[str, Any]]:
+    """What is kept in a clip of a memory scene, uint8 [frames, H, W, 3], and its score in full.
+
+    Whether the objects are those of the scene ("as named") has no part in whether they are kept.
+    """
+    motion = scene.motion
     result = score_memory(frames, motion)
     rights: dict[str, bool | None] = {
         "kept": result.kept,
         f"kept, {motion}": result.kept,
         "seen": result.seen,
+        "as named": sorted(result.before) == sorted((thing.colour, thing.shape, thing.size) for thing in scene.things),
         "came back": result.came_back,
         "colour": result.colour,
         "shape": result.shape,
