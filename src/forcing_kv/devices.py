@@ -27,7 +27,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU, and on a CPU that multiplies matrices of it (AMX); float32 on other CPUs."""
+    """`auto` is bfloat16 on a GPU, and on a CPU that multiplies it (AMX, AVX-512 BF16); float32 on other CPUs."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -69,4 +69,4 @@ def cpp_compiler() -> str:
 
 def _cpu_multiplies_bfloat16() -> bool:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and newer say
-    return capabilities.get("amx_bf16", False)
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))

@@ -102,7 +102,8 @@ class VideoPipeline:
             lora: LoRA file to merge into the weights; `none` where the model's own is merged into them already.
             components: Folder with `vae`, `text_encoder` and `tokenizer` in place of the model's own.
             device: `auto` takes a CUDA GPU if there is one, else the CPU.
-            dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on a GPU and on a CPU with AMX, else float32.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 on a GPU and on a CPU that multiplies it, else
+                float32.
             precision: `fp8` for the linear layers of all blocks but the first and the last, on a GPU that multiplies it
                 (or, slowly, on a CPU); None for `dtype`.
             text_encoder_device: Where prompts are encoded; `auto` is `device` if it has room, else the CPU.

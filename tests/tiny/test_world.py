@@ -1,6 +1,7 @@
 """What is drawn: where objects are, what hides them, how the ground moves."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from forcing_kv.tiny.world import (
     filled,
     ground,
     pillar_share,
+    visible,
 )
 
 RED_CIRCLE = Thing(colour="red", shape="circle")
@@ -180,6 +182,24 @@ def test_two_objects_cross_and_the_first_is_in_front():
     assert (shares[0] * shares[1])[0].sum() == 0
     x, y = first[meeting].long().tolist()
     assert tuple(draw([clip], 1, first_frame=meeting)[0, 0, y, x].tolist()) == COLOURS["red"]
+
+
+@pytest.mark.parametrize("motion", MEMORY_MOTIONS)
+def test_what_is_visible_of_an_object_is_what_the_picture_shows_of_it(motion):
+    """Another colour of one object changes the picture where that object is visible, and nowhere else."""
+    num_frames = 100
+    things = (Thing(colour="red", shape="cross"), Thing(colour="blue", shape="circle", size="small"))
+    scene = Scene(things=things if motion == "crossing" else things[:1], motion=motion, texture="striped")
+    shares = visible(Clip(scene=scene), num_frames)
+    assert shares.shape == (len(scene.things), num_frames, HEIGHT, WIDTH)
+    for index, thing in enumerate(scene.things):
+        others = list(scene.things)
+        others[index] = replace(thing, colour="green")
+        pictures = draw([Clip(scene=scene), Clip(scene=replace(scene, things=tuple(others)))], num_frames).float()
+        changed = (pictures[0] - pictures[1]).abs().amax(-1)
+        most = changed.max()
+        assert (shares[index] - changed / most).abs().max() < 0.02
+    assert motion == "leaving and returning" or (shares - coverage(Clip(scene=scene), num_frames)).min() < -0.9
 
 
 @pytest.mark.parametrize("motion", MEMORY_MOTIONS)

@@ -101,7 +101,7 @@ _DEFAULT_THINGS = (Thing(colour="red", shape="circle"), Thing(colour="blue", sha
 _DEFAULTS = Scene(things=_DEFAULT_THINGS[:1])
 _UNSAYABLE = ("size", "motion", "speed", "place", "background", "texture")
 _SAID_IN_FULL = 0.8
-_NAMED_IN_MEMORY = 0.4
+_NAMED_IN_MEMORY = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

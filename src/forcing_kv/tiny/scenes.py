@@ -6,7 +6,7 @@ never listed. One in ten, chosen by a hash of everything in the scene, is held o
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from forcing_kv.tiny.world import (
     BACKGROUNDS,
@@ -29,9 +29,10 @@ _HELD_OUT_ONE_IN = 10
 _PANNING_SHARE = 0.5  # of the scenes with a pattern
 
 
-def random_scene(rng: random.Random, *, memory: bool = False) -> Scene:
-    """Any scene, held out or not: one free object, or a memory scene."""
-    motion = rng.choice(MEMORY_MOTIONS if memory else MOTIONS)
+def random_scene(rng: random.Random, *, memory: bool = False, motions: Sequence[str] = ()) -> Scene:
+    """Any scene, held out or not: one free object, or a memory scene; or with one of some motions."""
+    motion = rng.choice(motions or (MEMORY_MOTIONS if memory else MOTIONS))
+    memory = motion in MEMORY_MOTIONS
     first = random_thing(rng)
     texture = rng.choice(TEXTURES)
     return Scene(
@@ -72,11 +73,11 @@ def is_held_out(scene: Scene) -> bool:
     return zlib.crc32("/".join(scene.names()).encode()) % _HELD_OUT_ONE_IN == 0
 
 
-def random_clip(rng: random.Random, *, memory: bool = False) -> Clip:
-    """A clip of a scene that is for training, at a random speed."""
-    scene = random_scene(rng, memory=memory)
+def random_clip(rng: random.Random, *, memory: bool = False, motions: Sequence[str] = ()) -> Clip:
+    """A clip of a scene that is for training, at a random speed; of what scenes, see `random_scene`."""
+    scene = random_scene(rng, memory=memory, motions=motions)
     while is_held_out(scene):
-        scene = random_scene(rng, memory=memory)
+        scene = random_scene(rng, memory=memory, motions=motions)
     return Clip(scene=scene, speed_factor=1 + SPEED_JITTER * rng.uniform(-1, 1))
 
 

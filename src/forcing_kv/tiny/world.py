@@ -237,6 +237,16 @@ def coverage(clip: Clip, num_frames: int, *, first_frame: int = 0, region: Regio
     )
 
 
+def visible(clip: Clip, num_frames: int, *, first_frame: int = 0) -> Tensor:
+    """Share of each pixel that shows each object, as nothing stands before it: like `coverage`."""
+    shares = coverage(clip, num_frames, first_frame=first_frame)
+    if len(shares) == 2:  # the first is in front
+        shares[1] *= 1 - shares[0]
+    if clip.scene.motion == "passing behind a pillar":
+        shares *= 1 - pillar_share()
+    return shares
+
+
 def filled(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
     """Share of a pixel that a shape fills, by the pixel's distance from its centre, all in pixels."""
     return (0.5 - _SIGNED_DISTANCES[shape](x, y, radius)).clamp(0, 1)

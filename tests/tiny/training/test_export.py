@@ -10,6 +10,7 @@ import torch
 from forcing_kv import VideoPipeline
 from forcing_kv.models import read_head_map
 from forcing_kv.tiny.training import export, recipe
+from forcing_kv.tiny.training.latents import KINDS
 from forcing_kv.tiny.training.recipe import SHARDS, Recipe, Shard
 from forcing_kv.tiny.training.trainer import Schedule
 from forcing_kv.tiny.training.vae import random_clips
@@ -56,7 +57,7 @@ def test_all_stages_end_in_a_model_that_makes_videos(tmp_path, monkeypatch):
     assert (head_map.model, head_map.num_layers, head_map.num_heads) == ("tiny", 6, 6)
     record = json.loads((folder / "training.json").read_text())
     assert (record["hardware"], record["notes"], record["seed"]) == ("an abacus", ["made by a test"], 0)
-    assert record["data"]["clips_by_kind"] == {"first": 2, "start": 0, "switch": 0, "far": 0, "long": 0, "memory": 0}
+    assert record["data"]["clips_by_kind"] == {kind: 2 if kind == "first" else 0 for kind in KINDS}
     assert {stage["steps_taken"] for stage in record["stages"].values()} == {1}
 
 

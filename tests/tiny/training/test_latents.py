@@ -1,6 +1,7 @@
 """The training set: what is encoded, where the pieces of it belong, and what is drawn from it."""
 
 import random
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -23,7 +24,7 @@ from forcing_kv.tiny.training.latents import (
     standardised,
 )
 from forcing_kv.tiny.training.vae import build_vae
-from forcing_kv.tiny.world import Clip, Scene, Thing, coverage, draw
+from forcing_kv.tiny.world import Clip, Scene, Thing, draw, visible
 
 EMBEDDED_VAE = EMBEDDED_MODELS["tiny"] / "vae"
 
@@ -70,12 +71,15 @@ def simple_group(kind="start", *, num_clips=3, frames=range(6), switch_chunk=0, 
     numbers = clip[:, None, None] + 0.25 * frame[:, None] + 32 * channel
     near = torch.zeros(num_clips, len(frame), 2, 3, dtype=torch.bool)
     near[:, 1::2, 1, 2] = True
+    returning = torch.zeros(num_clips, len(frame) // 3, dtype=torch.bool)
+    returning[1:, -1:] = True
     return ClipGroup(
         kind=kind,
         frames=tuple(frames),
         switch_chunk=switch_chunk,
         latents=numbers[..., None, None].expand(-1, -1, -1, 2, 3).bfloat16(),
         near_object=near,
+        returning=returning,
         scenes=tuple(islice(random_scenes(seed, memory=memory), num_clips)),
     )
 
@@ -102,10 +106,27 @@ def test_clips_are_encoded_standardised_from_the_start_of_the_stream(vae, drawn_
 
 
 def test_some_of_the_clips_need_memory_but_never_those_that_switch(vae, drawn_clips, monkeypatch):
-    monkeypatch.setattr(training_set, "_encode", lambda *arguments, **settings: (torch.zeros(1), torch.zeros(1)))
-    for kind, share in (("first", 0.25), ("start", 0.25), ("long", 0.4), ("switch", 0.0), ("memory", 1.0)):
+    nothing = torch.zeros(1), torch.zeros(1, 12, 96, 160)
+    monkeypatch.setattr(training_set, "_encode", lambda *arguments, **settings: nothing)
+    shares = {"first": 0.25, "start": 0.25, "long": 0.4, "switch": 0.0, "memory": 1.0, "wrap": 0.0}
+    for kind, share in shares.items():
         group = encode_group(vae, kind, 400, seed=1)
         assert sum(scene.needs_memory for scene in group.scenes) / 400 == pytest.approx(share, abs=0.07)
+
+
+def test_some_kinds_have_motions_of_their_own(vae, drawn_clips, monkeypatch):
+    nothing = torch.zeros(1), torch.zeros(1, 12, 96, 160)
+    monkeypatch.setattr(training_set, "_encode", lambda *arguments, **settings: nothing)
+
+    def motions(kind):
+        counts = Counter(scene.motion for scene in encode_group(vae, kind, 400, seed=1).scenes)
+        return {motion: count / 400 for motion, count in counts.items()}
+
+    assert motions("pair") == {"crossing": 1}
+    assert motions("memory")["crossing"] == pytest.approx(0.5, abs=0.07)
+    assert motions("wrap") == {
+        f"moving {way}": pytest.approx(0.25, abs=0.07) for way in ("rightward", "leftward", "upward", "downward")
+    }
 
 
 def test_a_switch_shows_one_scene_before_and_another_after_it(vae, drawn_clips):
@@ -157,8 +178,8 @@ def test_a_piece_far_from_the_start_is_the_same_part_of_the_whole_stream(seed, d
 
 
 def brute_force_near(clip, num_pixels):
-    """Cells within one cell of any pixel that an object touches, per latent frame."""
-    covered = coverage(clip, num_pixels).amax(0) > 0
+    """Cells within one cell of any pixel that shows an object, per latent frame."""
+    covered = visible(clip, num_pixels).amax(0) > 0
     num_frames = (num_pixels + 3) // 4
     near = torch.zeros(num_frames, 12, 20, dtype=torch.bool)
     for frame in range(num_frames):
@@ -182,6 +203,42 @@ def test_cells_near_an_object_have_it_in_them_or_beside_them(vae, motion, monkey
     assert 0 < expected.float().mean() < 0.5
 
 
+def chunks_of(clip, num_chunks):
+    """Whether each chunk is one in which an object comes into sight, as training has it."""
+    shares = training_set._with_copies(visible(clip, pixel_frames(3 * num_chunks)))
+    return training_set._returning(shares).nonzero().flatten().tolist()
+
+
+RED, BLUE = Thing(colour="red", shape="circle"), Thing(colour="blue", shape="square")
+
+
+@pytest.mark.parametrize(
+    ("motion", "things", "expected"),
+    [
+        ("passing behind a pillar", (RED,), [6, 7, 8, 14, 15]),
+        ("leaving and returning", (RED,), [8, 9, 10]),
+        ("crossing", (RED, BLUE), [4, 5, 11, 12, 13]),
+        ("moving rightward", (RED,), [10, 11, 12]),
+        ("bouncing sideways", (RED,), []),
+    ],
+)
+def test_a_chunk_in_which_an_object_comes_into_sight(motion, things, expected):
+    found = chunks_of(Clip(scene=Scene(things=things, motion=motion, place="left")), 16)
+    assert found == expected
+
+
+def test_nothing_is_near_where_the_pillar_hides_it(vae, monkeypatch):
+    clip = Clip(scene=Scene(things=(RED,), motion="passing behind a pillar", place="left"))
+    monkeypatch.setattr(training_set, "random_clip", lambda *arguments, **settings: clip)
+    monkeypatch.setattr(training_set, "encode_clip_means", lambda vae, clips: torch.zeros(1, 1, 16, 1, 1))
+    near = encode_group(vae, "memory", 1, seed=0).near_object[0]
+    seen = visible(clip, pixel_frames(48)).amax((0, 2, 3))
+    hidden = [frame for frame in range(1, 48) if seen[4 * frame - 3 : 4 * frame + 1].max() == 0]
+    assert hidden
+    assert not near[hidden].any()
+    assert near.flatten(1).any(1).sum() == 48 - len(hidden)
+
+
 def test_pixel_frames_before_a_latent_frame():
     assert [pixel_frames(frame) for frame in (0, 1, 2, 3, 21)] == [0, 1, 5, 9, 81]
 
@@ -199,6 +256,7 @@ def test_a_group_survives_the_disk(tmp_path, memory):
     )  # fmt: skip
     assert torch.equal(loaded.latents, group.latents)
     assert torch.equal(loaded.near_object, group.near_object)
+    assert torch.equal(loaded.returning, group.returning)
     assert (loaded.latents.dtype, loaded.near_object.dtype) == (torch.bfloat16, torch.bool)
 
 
@@ -214,6 +272,7 @@ def test_groups_alike_are_joined_and_others_are_not():
     assert clips.groups[0].scenes == first.scenes + second.scenes
     assert torch.equal(clips.groups[0].latents, torch.cat([first.latents, second.latents]))
     assert clips.groups[0].near_object.shape == (5, 6, 2, 3)
+    assert clips.groups[0].returning.shape == (5, 2)
 
 
 def test_larger_groups_of_the_kind_are_taken_more_often():
@@ -229,27 +288,30 @@ def test_larger_groups_of_the_kind_are_taken_more_often():
 def test_samples_are_the_frames_asked_for_with_their_own_weights_and_captions():
     group = simple_group(num_clips=4, frames=(0, 1, 2, 30, 31, 32))
     generator = torch.Generator().manual_seed(2)
-    latents, weights, captions = sample_clips(group, 50, [31, 0, 32, 31], generator)
+    picks = torch.randint(4, (50,), generator=generator)
+    latents, weights, captions = sample_clips(group, picks, [31, 0, 32, 31], generator)
     assert latents.dtype == torch.float32
     assert latents.shape == (50, 4, 2, 2, 3)
-    clips = (latents[:, 1, 0, 0, 0]).long()
-    assert set(clips.tolist()) == {0, 1, 2, 3}
+    clips = latents[:, 1, 0, 0, 0].long()
+    assert torch.equal(clips, picks)
     expected = clips[:, None] + 0.25 * torch.tensor([31, 0, 32, 31])
     torch.testing.assert_close(latents[:, :, 0, 0, 0], expected)
     assert [parse(text).scene for text in captions] == [group.scenes[clip] for clip in clips.tolist()]
     assert weights.shape == (50, 4, 1, 2, 3)
     assert weights[..., 1, 2].unique(dim=0).flatten().tolist() == [1, 1, 5, 1]  # of these only frame 32 has one
     assert (weights[..., 0, :] == 1).all()
-    again = sample_clips(group, 50, [31, 0, 32, 31], torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    torch.randint(4, (50,), generator=generator)
+    again = sample_clips(group, picks, [31, 0, 32, 31], generator)
     assert torch.equal(again[0], latents)
     assert again[2] == captions
 
 
 def test_captions_of_unnamed_objects_still_tell_the_scene():
     group = simple_group("long", num_clips=30, memory=True)
-    _, _, captions = sample_clips(group, 200, [0], torch.Generator().manual_seed(0))
+    _, _, captions = sample_clips(group, torch.arange(200) % 30, [0], torch.Generator().manual_seed(0))
     wishes = [parse(text) for text in captions]
-    assert 0.45 < sum(not wish.names_things for wish in wishes) / 200 < 0.75
+    assert 0.7 < sum(not wish.names_things for wish in wishes) / 200 < 0.9
     known = {scene.names()[-6:] for scene in group.scenes}
     assert {wish.scene.names()[-6:] for wish in wishes} <= known
 
@@ -257,7 +319,8 @@ def test_captions_of_unnamed_objects_still_tell_the_scene():
 def test_nothing_depends_on_the_global_random_state():
     random.seed(1)
     torch.manual_seed(1)
-    first = sample_clips(simple_group(), 4, [0], torch.Generator().manual_seed(0))[2]
+    picks = torch.arange(3)
+    first = sample_clips(simple_group(), picks, [0], torch.Generator().manual_seed(0))[2]
     random.seed(2)
     torch.manual_seed(2)
-    assert sample_clips(simple_group(), 4, [0], torch.Generator().manual_seed(0))[2] == first
+    assert sample_clips(simple_group(), picks, [0], torch.Generator().manual_seed(0))[2] == first

@@ -17,6 +17,7 @@ from forcing_kv.tiny.training.latents import (
     LONG_CHUNKS,
     MEMORY_CHUNKS,
     START_CHUNKS,
+    SWITCHED_CHUNKS,
     ClipGroup,
     LatentClips,
 )
@@ -66,7 +67,9 @@ def small_clips(*kinds):
     chunks = {
         "first": [0],
         "start": range(START_CHUNKS),
-        "switch": range(START_CHUNKS),
+        "pair": [0],
+        "switch": range(SWITCHED_CHUNKS),
+        "wrap": range(MEMORY_CHUNKS),
         "far": [0, *range(9, 9 + FAR_CHUNKS)],
         "long": range(LONG_CHUNKS),
         "memory": range(MEMORY_CHUNKS),
@@ -83,6 +86,7 @@ def small_clips(*kinds):
                 switch_chunk=2 if kind == "switch" else 0,
                 latents=(still + moving).bfloat16(),
                 near_object=still[:, :, 0].expand(-1, len(frames), -1, -1) > 1,
+                returning=torch.rand(4, len(chunks[kind]), generator=generator) < 0.3,
                 scenes=tuple(islice(random_scenes(0), 4)),
             )
         )

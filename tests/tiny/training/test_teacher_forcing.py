@@ -10,6 +10,7 @@ from forcing_kv.tiny.training.latents import (
     LONG_CHUNKS,
     MEMORY_CHUNKS,
     START_CHUNKS,
+    SWITCHED_CHUNKS,
     ClipGroup,
 )
 from forcing_kv.tiny.training.teacher_forcing import (
@@ -17,7 +18,7 @@ from forcing_kv.tiny.training.teacher_forcing import (
     LayoutMemory,
     full_history,
     long_history,
-    random_layout,
+    random_sample,
     sink_and_window,
 )
 from forcing_kv.tiny.world import Scene, Thing
@@ -259,19 +260,24 @@ def test_a_window_predicts_what_a_rollout_does(sink_frames, recent_frames, whole
 # Random layouts
 
 
-def group_of(kind, *, switch_chunk=0, far_chunk=0):
-    chunks = {"first": [0], "start": range(START_CHUNKS), "switch": range(START_CHUNKS), "long": range(LONG_CHUNKS)}
-    chunks["memory"] = range(MEMORY_CHUNKS)
+def group_of(kind, *, switch_chunk=0, far_chunk=0, num_clips=1, returning=()):
+    chunks = {"first": [0], "pair": [0], "start": range(START_CHUNKS), "switch": range(SWITCHED_CHUNKS)}
+    chunks["memory"] = chunks["wrap"] = range(MEMORY_CHUNKS)
     chunks["far"] = [0, *range(far_chunk, far_chunk + FAR_CHUNKS)]
+    chunks["long"] = range(LONG_CHUNKS)
     frames = tuple(3 * chunk + frame for chunk in chunks[kind] for frame in range(3))
-    nothing = torch.zeros(1, len(frames), 1, 1, 1)
+    nothing = torch.zeros(num_clips, len(frames), 1, 1, 1)
+    comes = torch.zeros(num_clips, len(chunks[kind]), dtype=torch.bool)
+    for clip, chunk in returning:
+        comes[clip, chunk] = True
     return ClipGroup(
         kind=kind,
         frames=frames,
         switch_chunk=switch_chunk,
         latents=nothing,
         near_object=nothing[:, :, 0] > 0,
-        scenes=(SCENE,),
+        returning=comes,
+        scenes=(SCENE,) * num_clips,
     )
 
 
@@ -279,36 +285,63 @@ def group_of(kind, *, switch_chunk=0, far_chunk=0):
     "group",
     [
         group_of("first"),
+        group_of("pair"),
         group_of("start"),
-        *(group_of("switch", switch_chunk=chunk) for chunk in (1, 4)),
+        *(group_of("switch", switch_chunk=chunk) for chunk in (1, 4, 7)),
         *(group_of("far", far_chunk=chunk) for chunk in (1, 2, 80)),
         group_of("long"),
         group_of("memory"),
+        group_of("wrap"),
     ],
     ids=lambda group: f"{group.kind}-{group.frames[3] // 3 if group.kind == 'far' else group.switch_chunk}",
 )
 def test_random_layouts_stay_in_the_clip_and_every_token_reads_once(group):
     seen, passes = set(), []
     for seed in range(24):
-        layout, num_samples = random_layout(group, torch.Generator().manual_seed(seed), frame_tokens=FRAME_TOKENS)
-        again, _ = random_layout(group, torch.Generator().manual_seed(seed), frame_tokens=FRAME_TOKENS)
+        layout, picks = random_sample(group, torch.Generator().manual_seed(seed), frame_tokens=FRAME_TOKENS)
+        again, same = random_sample(group, torch.Generator().manual_seed(seed), frame_tokens=FRAME_TOKENS)
         assert layout == again
+        assert torch.equal(picks, same)
         assert set(layout.frames) <= set(group.frames)
         places = [read.queries for read in layout.reads]
         assert places == [(start, start + CHUNK_TOKENS) for start in range(0, len(places) * CHUNK_TOKENS, CHUNK_TOKENS)]
         assert len(places) * 3 == len(layout.frames)
         for read in layout.reads:
             assert any(start <= read.queries[0] and read.queries[1] <= end for start, end in read.keys)
-        if group.kind not in ("long", "memory"):  # their matrices are large
+        if group.kind not in ("long", "memory", "wrap", "switch"):  # their matrices are large
             assert mask_of(layout).any(dim=1).all()
         # No noisy chunk shows what is before a switch: its caption would be wrong.
         assert min(layout.noisy) >= 3 * group.switch_chunk
         # Nor a first chunk, where it may not name what the memory scenes' history shows.
-        assert group.kind != "memory" or min(layout.noisy) >= 3
+        assert group.kind not in ("memory", "wrap") or min(layout.noisy) >= 3
+        assert group.kind != "switch" or layout.noisy.count(3 * group.switch_chunk) == 2  # where most is new
         seen.add(layout)
-        passes.append(num_samples * len(layout.frames))
-    assert len(seen) == 1 if group.kind in ("first", "start", "switch") else len(seen) > 6
+        passes.append(len(picks) * len(layout.frames))
+    assert len(seen) == 1 if group.kind in ("first", "pair", "start") else len(seen) > 4
     assert max(passes) <= 6 * min(passes)
+
+
+@pytest.mark.parametrize("kind", ["memory", "wrap"])
+def test_what_comes_into_sight_is_learned_oftener_than_the_rest(kind):
+    group = group_of(kind, num_clips=4, returning=[(clip, chunk) for clip in range(4) for chunk in (5, 6, 13)])
+    times = torch.zeros(MEMORY_CHUNKS)
+    for seed in range(200):
+        layout, picks = random_sample(group, torch.Generator().manual_seed(seed), frame_tokens=FRAME_TOKENS)
+        assert len(picks) == 3
+        times[[frame // 3 for frame in layout.noisy[::3]]] += 1
+    assert times[[5, 6, 13]].min() > 195
+    rest = [chunk for chunk in range(1, MEMORY_CHUNKS) if chunk not in (5, 6, 13)]
+    assert 50 < times[rest].min() <= times[rest].max() < 120  # five of twelve
+    assert times[0] == 0
+
+
+def test_a_smaller_batch_is_a_share_of_the_clips_and_never_none():
+    group = group_of("first", num_clips=9)
+    sizes = [
+        len(random_sample(group, torch.Generator(), frame_tokens=FRAME_TOKENS, batch_scale=scale)[1])
+        for scale in (1.0, 0.25, 0.001)
+    ]
+    assert sizes == [64, 16, 1]
 
 
 def test_all_kinds_of_clips_are_in_the_mix():

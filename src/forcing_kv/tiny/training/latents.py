@@ -1,8 +1,9 @@
 """The transformer's training set: drawn clips, encoded once, kept in memory as bf16 latents.
 
-Six kinds of clips: *first* chunks alone, for there the prompt has to do everything; the *start* of streams; streams
-whose prompt *switches*; *memory* scenes until after the first return; the sink and a piece of a stream *far* from its
-start; and *long* streams, whole.
+Eight kinds of clips: *first* chunks alone, for there the prompt has to do everything, and such first chunks of a *pair*
+of objects, which the others hardly show; the *start* of streams; streams whose prompt *switches*; *memory* scenes until
+after the first return; objects that leave the picture and *wrap* around to its other side; the sink and a piece of a
+stream *far* from its start; and *long* streams, whole.
 """
 
 import random
@@ -19,7 +20,7 @@ from forcing_kv.errors import CheckpointError
 from forcing_kv.tiny.prompts import varied_caption
 from forcing_kv.tiny.scenes import random_clip
 from forcing_kv.tiny.training.vae import encode_moments, pixels_of
-from forcing_kv.tiny.world import Clip, Scene, coverage, draw
+from forcing_kv.tiny.world import MEMORY_MOTIONS, MOTIONS, Clip, Scene, draw, visible
 
 CHUNK_FRAMES = 3
 START_CHUNKS = 7
@@ -28,14 +29,31 @@ LONG_CHUNKS = 80
 """60 s."""
 MEMORY_CHUNKS = 16
 """12 s: long enough for the first return of every memory scene."""
-SWITCH_CHUNKS = (1, 2, 3, 4)
+SWITCH_CHUNKS = (1, 2, 3, 4, 5, 6, 7)
 """The chunks at which prompts switch in training."""
+SWITCHED_CHUNKS = 14
+"""Of a clip with a switch: 10 s, so that five or more are seen of what follows."""
 
 _MAX_FAR_CHUNK = 80
 _WARMUP_FRAMES = 4  # latent frames encoded before a piece of a stream, and dropped: the VAE remembers little beyond
 _OBJECT_WEIGHT = 4.0
-_MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25, "long": 0.4, "switch": 0.0, "memory": 1.0}
-KINDS = tuple(_MEMORY_SHARE)
+_RISE = 0.25
+_MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25, "long": 0.4, "switch": 0.0}
+_OWN_MOTIONS = {
+    "memory": (*MEMORY_MOTIONS, "crossing"),  # two objects are harder than one
+    "wrap": tuple(motion for motion in MOTIONS if motion.startswith("moving")),
+    "pair": ("crossing",),
+}
+_OWN_CHUNKS = {
+    "first": 1,
+    "pair": 1,
+    "switch": SWITCHED_CHUNKS,
+    "memory": MEMORY_CHUNKS,
+    "wrap": MEMORY_CHUNKS,
+    "far": 1,
+    "long": LONG_CHUNKS,
+}
+KINDS = (*_MEMORY_SHARE, *_OWN_MOTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +65,8 @@ class ClipGroup:
         frames: absolute index of each latent frame, whole chunks.
         switch_chunk: the first chunk that shows `scenes`; what is before it shows something else.
         latents: bf16 [clips, frames, C, h, w], standardised per channel.
-        near_object: bool [clips, frames, h, w], where an object is or is next to.
+        near_object: bool [clips, frames, h, w], where an object is seen or is next to.
+        returning: bool [clips, chunks], whether an object comes into sight in a chunk: what old frames tell.
         scenes: what each clip shows.
     """
 
@@ -56,6 +75,7 @@ class ClipGroup:
     switch_chunk: int
     latents: Tensor
     near_object: Tensor
+    returning: Tensor
     scenes: tuple[Scene, ...]
 
 
@@ -83,25 +103,24 @@ class LatentClips:
 
 
 def sample_clips(
-    group: ClipGroup, num_samples: int, frames: Sequence[int], generator: torch.Generator
+    group: ClipGroup, picks: Tensor, frames: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Random clips of a group.
+    """Some clips of a group.
 
     Args:
         group: where from.
-        num_samples: how many.
+        picks: which ones, int64 [samples].
         frames: absolute indices; the group has them.
-        generator: of the choice, and of the captions' wording.
+        generator: of the captions' wording.
 
     Returns:
         Latents fp32 [samples, frames, C, h, w]; loss weights [samples, frames, 1, h, w], higher near objects; captions.
     """
     places = [group.frames.index(frame) for frame in frames]
-    picks = torch.randint(len(group.scenes), (num_samples,), generator=generator)
     latents = group.latents[picks[:, None], places].float()
     weights = 1 + _OBJECT_WEIGHT * group.near_object[picks[:, None], places].float()[:, :, None]
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-    always_named = group.kind == "first"  # no history tells what an object is
+    always_named = group.kind in ("first", "pair")  # no history tells what an object is
     return latents, weights, [varied_caption(group.scenes[pick], rng, named=always_named) for pick in picks.tolist()]
 
 
@@ -126,20 +145,20 @@ def encode_group(
         report: called with the number of clips done.
     """
     rng = random.Random(seed)
-    clips = [random_clip(rng, memory=rng.random() < _MEMORY_SHARE[kind]) for _ in range(num_clips)]
+    clips = [_random_clip(kind, rng) for _ in range(num_clips)]
     switch_chunk = rng.choice(SWITCH_CHUNKS) if kind == "switch" else 0
     far_chunk = rng.randint(1, _MAX_FAR_CHUNK) if kind == "far" else 0
-    own_chunks = {"first": 1, "far": 1, "long": LONG_CHUNKS, "memory": MEMORY_CHUNKS}
-    num_frames = CHUNK_FRAMES * (num_chunks or own_chunks.get(kind, START_CHUNKS))
-    parts, cells, scenes = [], [], []
+    num_frames = CHUNK_FRAMES * (num_chunks or _OWN_CHUNKS.get(kind, START_CHUNKS))
+    parts, cells, returning, scenes = [], [], [], []
     for clip in clips:
         after = _switched(clip, switch_chunk, rng) if switch_chunk else None
-        latents, near = _encode(vae, clip, num_frames, after=after, switch_frame=CHUNK_FRAMES * switch_chunk)
+        latents, shares = _encode(vae, clip, num_frames, after=after, switch_frame=CHUNK_FRAMES * switch_chunk)
         if far_chunk:
-            piece, near_piece = _encode_piece(vae, clip, CHUNK_FRAMES * far_chunk, CHUNK_FRAMES * FAR_CHUNKS)
-            latents, near = torch.cat([latents, piece]), torch.cat([near, near_piece])
+            piece, far_shares = _encode_piece(vae, clip, CHUNK_FRAMES * far_chunk, CHUNK_FRAMES * FAR_CHUNKS)
+            latents, shares = torch.cat([latents, piece]), torch.cat([shares, far_shares], dim=1)
         parts.append(latents)
-        cells.append(near)
+        cells.append(_near_object(shares))
+        returning.append(_returning(shares))
         scenes.append((after or clip).scene)
         report(len(parts))
     far_frames = range(CHUNK_FRAMES * far_chunk, CHUNK_FRAMES * (far_chunk + FAR_CHUNKS)) if far_chunk else ()
@@ -149,6 +168,7 @@ def encode_group(
         switch_chunk=switch_chunk,
         latents=torch.stack(parts).bfloat16(),
         near_object=torch.stack(cells),
+        returning=torch.stack(returning),
         scenes=tuple(scenes),
     )
 
@@ -190,6 +210,12 @@ def load_group(path: Path) -> ClipGroup:
     return ClipGroup(**{**state, "frames": tuple(state["frames"]), "scenes": scenes})
 
 
+def _random_clip(kind: str, rng: random.Random) -> Clip:
+    if kind in _OWN_MOTIONS:
+        return random_clip(rng, motions=_OWN_MOTIONS[kind])
+    return random_clip(rng, memory=rng.random() < _MEMORY_SHARE[kind])
+
+
 def _switched(clip: Clip, switch_chunk: int, rng: random.Random) -> Clip:
     """The clip after a switch to another training scene."""
     scene = random_clip(rng).scene
@@ -199,35 +225,51 @@ def _switched(clip: Clip, switch_chunk: int, rng: random.Random) -> Clip:
 def _encode(
     vae: AutoencoderKLWan, clip: Clip, num_frames: int, *, after: Clip | None, switch_frame: int
 ) -> tuple[Tensor, Tensor]:
-    """Latents [frames, C, h, w] and cells near objects [frames, h, w] from the start of a stream, over a switch."""
+    """Latents [frames, C, h, w] and what is seen of objects [things, 4 frames, H, W], over a switch."""
     num_pixels = pixel_frames(num_frames)
     if after is None:
-        return _encoded(vae, draw([clip], num_pixels)), _near_object(coverage(clip, num_pixels))
+        return _encoded(vae, draw([clip], num_pixels)), _with_copies(visible(clip, num_pixels))
     before = pixel_frames(switch_frame)
     pixels = torch.cat([draw([clip], before), draw([after], num_pixels - before)], dim=1)
-    shares = torch.cat([coverage(clip, before), coverage(after, num_pixels - before)], dim=1)
-    return _encoded(vae, pixels), _near_object(shares)
+    shares = torch.cat([visible(clip, before), visible(after, num_pixels - before)], dim=1)
+    return _encoded(vae, pixels), _with_copies(shares)
 
 
 def _encode_piece(vae: AutoencoderKLWan, clip: Clip, first: int, num_frames: int) -> tuple[Tensor, Tensor]:
-    """Of latent frames `first` and on, of a stream that began at 0."""
+    """Of latent frames `first` and on, of a stream that began at 0: likewise."""
     warmup = min(_WARMUP_FRAMES, first)
     start = 4 * (first - warmup)  # the pixel frame that ends latent frame first - warmup
     num_pixels = pixel_frames(num_frames + warmup)
     latents = _encoded(vae, draw([clip], num_pixels, first_frame=start))
-    return latents[warmup:], _near_object(coverage(clip, num_pixels, first_frame=start))[warmup:]
+    return latents[warmup:], _with_copies(visible(clip, num_pixels, first_frame=start))[:, 4 * warmup :]
 
 
 def _encoded(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
     return standardised(vae, encode_clip_means(vae, pixels))[0]
 
 
+def _with_copies(shares: Tensor) -> Tensor:
+    """[things, 4F-3, H, W] -> [things, 4F, H, W]: four of the first frame, as every latent frame spans four."""
+    return torch.cat([shares[:, :1].expand(-1, 3, -1, -1), shares], dim=1)
+
+
 def _near_object(shares: Tensor) -> Tensor:
-    """Coverage [things, 4F-3, H, W] -> bool [F, H/8, W/8]: cells with an object in them or in a neighbour."""
-    covered = shares.amax(0)
-    covered = torch.cat([covered[:1].expand(3, -1, -1), covered])
-    cells = F.max_pool3d(covered[None], (4, 8, 8))
+    """What is seen of objects [things, 4F, H, W] -> bool [F, H/8, W/8]: cells with one in them or in a neighbour."""
+    cells = F.max_pool3d(shares.amax(0)[None], (4, 8, 8))
     return F.max_pool3d(cells, (1, 3, 3), stride=1, padding=(0, 1, 1))[0] > 0
+
+
+def _returning(shares: Tensor) -> Tensor:
+    """What is seen of objects [things, 4F, H, W] -> bool [chunks]: whether a quarter of one comes into sight there.
+
+    Seen from anywhere in the chunk before, so an object that comes in slowly is returning in more than one chunk.
+    """
+    areas = shares.sum(dim=(2, 3))
+    seen = areas / areas.amax(dim=1, keepdim=True).clamp(min=1)
+    chunks = seen.unflatten(1, (-1, 4 * CHUNK_FRAMES))
+    least = torch.stack([chunks[:, :-1].amin(-1), chunks[:, 1:].amin(-1)]).amin(0)
+    risen = chunks[:, 1:, -1] - least >= _RISE
+    return torch.cat([torch.zeros(1, dtype=torch.bool), risen.any(0)])
 
 
 def _joined(groups: Sequence[ClipGroup]) -> ClipGroup:
@@ -237,5 +279,6 @@ def _joined(groups: Sequence[ClipGroup]) -> ClipGroup:
         switch_chunk=groups[0].switch_chunk,
         latents=torch.cat([group.latents for group in groups]),
         near_object=torch.cat([group.near_object for group in groups]),
+        returning=torch.cat([group.returning for group in groups]),
         scenes=tuple(scene for group in groups for scene in group.scenes),
     )

@@ -64,9 +64,11 @@ def _shards(kind: str, num_shards: int, num_clips: int) -> tuple[Shard, ...]:
 
 SHARDS = (
     *_shards("first", 6, 600),
+    *_shards("pair", 8, 600),
     *_shards("start", 16, 50),
-    *_shards("switch", 10, 40),
-    *_shards("memory", 30, 14),
+    *_shards("switch", 14, 30),
+    *_shards("memory", 60, 14),
+    *_shards("wrap", 8, 14),
     *_shards("far", 36, 12),
     *_shards("long", 5, 4),
 )

@@ -18,6 +18,7 @@ from forcing_kv.tiny.training.latents import (
     LONG_CHUNKS,
     MEMORY_CHUNKS,
     START_CHUNKS,
+    SWITCHED_CHUNKS,
     ClipGroup,
 )
 
@@ -166,30 +167,54 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
     return Layout(clean=_frames_of(range(num_chunks)), noisy=_frames_of(noisy_chunks), reads=tuple(reads))
 
 
-MIX = {"first": 0.24, "start": 0.23, "switch": 0.14, "memory": 0.2, "far": 0.15, "long": 0.04}
+MIX = {
+    "first": 0.12,
+    "pair": 0.2,
+    "start": 0.05,
+    "switch": 0.16,
+    "memory": 0.32,
+    "wrap": 0.06,
+    "far": 0.05,
+    "long": 0.04,
+}
 """Shares of the steps that each kind of clips gets."""
 
 _LEVELS_PER_CHUNK = 2
 """How often each chunk appears noisy: the history is computed once for all of them."""
 
-_MEMORY_NOISY_CHUNKS = 8
+_NOISY_CHUNKS = 8
+"""Of a clip of ten seconds or more: not all, as its history costs much already."""
+
+_NOT_RETURNING_WEIGHT = 0.15
 
 
-def random_layout(group: ClipGroup, generator: torch.Generator, *, frame_tokens: int) -> tuple[Layout, int]:
-    """A layout for clips of a group, and how many samples make the pass about as long as those of the other kinds."""
+def random_sample(
+    group: ClipGroup, generator: torch.Generator, *, frame_tokens: int, batch_scale: float = 1.0
+) -> tuple[Layout, Tensor]:
+    """Some clips of a group, int64 [samples], and a layout for them; passes of all kinds take about as long."""
 
     def integer(low: int, high: int) -> int:  # low..high inclusive
         return int(torch.randint(low, high + 1, (), generator=generator))
 
-    if group.kind == "first":
-        return full_history(0, [0], frame_tokens=frame_tokens), 64
-    if group.kind in ("start", "switch"):
-        noisy = [*range(group.switch_chunk, START_CHUNKS)] * _LEVELS_PER_CHUNK
-        return full_history(START_CHUNKS - 1, noisy, frame_tokens=frame_tokens), 4
-    if group.kind == "memory":
-        order = torch.randperm(MEMORY_CHUNKS - 1, generator=generator)
-        chosen = sorted(1 + chunk for chunk in order[:_MEMORY_NOISY_CHUNKS].tolist())
-        return full_history(MEMORY_CHUNKS - 1, chosen, frame_tokens=frame_tokens), 3
+    def picks(num_samples: int) -> Tensor:
+        num_samples = max(1, round(num_samples * batch_scale))
+        return torch.randint(len(group.scenes), (num_samples,), generator=generator)
+
+    if group.kind in ("first", "pair"):
+        return full_history(0, [0], frame_tokens=frame_tokens), picks(64)
+    if group.kind == "start":
+        noisy = [*range(START_CHUNKS)] * _LEVELS_PER_CHUNK
+        return full_history(START_CHUNKS - 1, noisy, frame_tokens=frame_tokens), picks(4)
+    if group.kind == "switch":
+        soon = [group.switch_chunk, group.switch_chunk + 1]
+        later = group.switch_chunk + 2 + torch.randperm(SWITCHED_CHUNKS - soon[1] - 1, generator=generator)
+        noisy = sorted([*soon, *soon, *later[: _NOISY_CHUNKS - 4].tolist()])
+        return full_history(SWITCHED_CHUNKS - 1, noisy, frame_tokens=frame_tokens), picks(3)
+    if group.kind in ("memory", "wrap"):
+        chosen = picks(3)
+        weights = (_NOT_RETURNING_WEIGHT + group.returning[chosen].sum(0))[1:]  # the first chunk shows a return never
+        noisy = sorted(1 + chunk for chunk in torch.multinomial(weights, _NOISY_CHUNKS, generator=generator).tolist())
+        return full_history(MEMORY_CHUNKS - 1, noisy, frame_tokens=frame_tokens), chosen
     if group.kind == "far":
         num_chunks = FAR_CHUNKS - 1
         keep = None
@@ -204,11 +229,11 @@ def random_layout(group: ClipGroup, generator: torch.Generator, *, frame_tokens:
             frame_tokens=frame_tokens,
             levels_per_chunk=_LEVELS_PER_CHUNK,
         )
-        return layout, 6
+        return layout, picks(6)
     num_chunks = (12, 24, 48, LONG_CHUNKS - 1)[integer(0, 3)]
     noisy = sorted(integer(num_chunks // 2, num_chunks) for _ in range(6))
     layout = long_history(num_chunks, noisy, recent_chunks=integer(2, 6), frame_tokens=frame_tokens)
-    return layout, {12: 4, 24: 2}.get(num_chunks, 1)
+    return layout, picks({12: 4, 24: 2}.get(num_chunks, 1))
 
 
 def _segments(keep: Tensor, end: int, floor: int, frame_tokens: int) -> list[TokenRange]:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from forcing_kv.sampling import FewStepSampler
 from forcing_kv.tiny.training.latents import CHUNK_FRAMES, LatentClips, sample_clips
-from forcing_kv.tiny.training.teacher_forcing import MIX, Layout, LayoutMemory, random_layout
+from forcing_kv.tiny.training.teacher_forcing import MIX, Layout, LayoutMemory, random_sample
 from forcing_kv.tiny.training.text import (
     TEXT_DIM,
     TEXT_LEN,
@@ -43,8 +43,7 @@ TRANSFORMER_CONFIG = TransformerConfig(
     coordinates=True,
 )
 TRANSFORMER_SCHEDULE = Schedule(
-    num_steps=6600,
-    stop_step=6310,
+    num_steps=8300,
     learning_rate=3e-3,
     warmup_steps=60,
     decay_share=0.55,
@@ -58,7 +57,7 @@ _FREE_SHIFT = 3.0
 _HISTORY_NOISE = 0.15
 _HISTORY_NOISE_SHARE = 0.6
 _OWN_HISTORY_SHARE = 0.3
-_OWN_HISTORY_KINDS = ("start", "switch", "far", "memory")
+_OWN_HISTORY_KINDS = ("start", "switch", "far", "memory", "wrap")
 
 
 class TextAndTransformer(nn.Module):
@@ -164,9 +163,8 @@ def draw_sample(
     """Random clips of a kind, a layout for them, captions, noise levels, noise; on the model's device."""
     group = clips.random_group(kind, generator)
     frame_tokens = (LATENT_ROWS // 2) * (LATENT_COLS // 2)
-    layout, num_samples = random_layout(group, generator, frame_tokens=frame_tokens)
-    num_samples = max(1, round(num_samples * batch_scale))
-    clean, weights, captions = sample_clips(group, num_samples, layout.frames, generator)
+    layout, picks = random_sample(group, generator, frame_tokens=frame_tokens, batch_scale=batch_scale)
+    clean, weights, captions = sample_clips(group, picks, layout.frames, generator)
     ids, mask = token_ids(model.tokenizer, captions)
     latents, timesteps, target = noised(clean, layout, generator)
     first = len(layout.clean)
