@@ -196,8 +196,10 @@ def test_an_error_while_an_interrupted_block_is_left_is_not_lost():
         release.wait(30)
         raise OSError("no space left")
 
+    timer = threading.Timer(0.05, release.set)
     with pytest.raises(OSError, match="no space left") as caught:
-        run([full], [1], then=lambda: interrupt(after=threading.Timer(0.05, release.set).start))
+        run([full], [1], then=lambda: interrupt(after=timer.start))
+    timer.join()
     assert isinstance(caught.value.__context__, KeyboardInterrupt)
 
 
@@ -208,13 +210,14 @@ def test_a_second_interrupt_ends_what_is_begun_and_drops_the_rest(monkeypatch):
         release.wait(30)
         return item
 
+    timer = threading.Timer(0.05, release.set)
     original = threading.Thread.join
     calls = []
 
     def join(thread, timeout=None):
         calls.append(thread)
         if len(calls) == 1:
-            threading.Timer(0.05, release.set).start()
+            timer.start()
             raise KeyboardInterrupt("second")
         original(thread, timeout)
 
@@ -222,4 +225,5 @@ def test_a_second_interrupt_ends_what_is_begun_and_drops_the_rest(monkeypatch):
         replace_join = partial(patch.setattr, threading.Thread, "join", join)
         with pytest.raises(KeyboardInterrupt, match="second"):
             run([slow, out.append], [1], then=lambda: interrupt(after=replace_join))
+    timer.join()
     assert out == []
