@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from forcing_kv.errors import CheckpointError
 from forcing_kv.models.zoo import EMBEDDED_MODELS
 from forcing_kv.tiny.prompts import parse
 from forcing_kv.tiny.scenes import is_held_out, random_scenes
@@ -258,6 +259,16 @@ def test_a_group_survives_the_disk(tmp_path, memory):
     assert torch.equal(loaded.near_object, group.near_object)
     assert torch.equal(loaded.returning, group.returning)
     assert (loaded.latents.dtype, loaded.near_object.dtype) == (torch.bfloat16, torch.bool)
+
+
+def test_a_group_that_another_version_wrote_is_refused_by_name(tmp_path):
+    path = tmp_path / "start_000.pt"
+    save_group(simple_group(), path)
+    state = torch.load(path, weights_only=True)
+    del state["returning"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"start_000.pt has .*another version.*run the stage 'latents' again"):
+        load_group(path)
 
 
 def test_groups_alike_are_joined_and_others_are_not():

@@ -8,7 +8,7 @@ stream *far* from its start; and *long* streams, whole.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -204,8 +204,18 @@ def save_group(group: ClipGroup, path: Path) -> None:
 
 
 def load_group(path: Path) -> ClipGroup:
-    """Read what `save_group` wrote."""
+    """Read what `save_group` wrote.
+
+    Raises:
+        CheckpointError: if another version did.
+    """
     state = torch.load(path, weights_only=True)
+    expected = {field.name for field in fields(ClipGroup)}
+    if set(state) != expected:
+        raise CheckpointError(
+            f"{path} has {sorted(state)} and not {sorted(expected)}: another version encoded it; "
+            "delete the folder it is in and run the stage 'latents' again"
+        )
     scenes = tuple(Scene.from_record(record) for record in state.pop("scenes"))
     return ClipGroup(**{**state, "frames": tuple(state["frames"]), "scenes": scenes})
 
