@@ -15,7 +15,10 @@ from forcing_kv.video import ContactSheetRow, contact_sheet
 PROMPTS: tuple[str | list[ScheduledPrompt], ...] = (
     "a large red circle moving right slowly at the left on a striped gray background camera panning left",
     "a small blue cross circling clockwise quickly at the center on a checkered white background",
-    "an object passing behind a pillar at the left on a plain brown background",
+    [
+        ScheduledPrompt(text="a large green square passing behind a pillar at the left on a plain brown background"),
+        ScheduledPrompt(at_seconds=1, text="an object passing behind a pillar at the left on a plain brown background"),
+    ],
     [
         ScheduledPrompt(text="a large yellow triangle bouncing vertically at the left on a black background"),
         ScheduledPrompt(
