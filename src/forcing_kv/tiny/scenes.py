@@ -29,14 +29,24 @@ _HELD_OUT_ONE_IN = 10
 _PANNING_SHARE = 0.5  # of the scenes with a pattern
 
 
-def random_scene(rng: random.Random, *, memory: bool = False, motions: Sequence[str] = ()) -> Scene:
-    """Any scene, held out or not: one free object, or a memory scene; or with one of some motions."""
+def random_scene(
+    rng: random.Random, *, memory: bool = False, motions: Sequence[str] = (), shapes: Sequence[str] = SHAPES
+) -> Scene:
+    """Any scene, held out or not.
+
+    Args:
+        rng: of the choice.
+        memory: a memory scene instead of one free object.
+        motions: those to choose from, where not all of the free or the memory scenes'; one named twice comes twice as
+            often.
+        shapes: of the objects, likewise.
+    """
     motion = rng.choice(motions or (MEMORY_MOTIONS if memory else MOTIONS))
     memory = motion in MEMORY_MOTIONS
-    first = random_thing(rng)
+    first = random_thing(rng, shapes)
     texture = rng.choice(TEXTURES)
     return Scene(
-        things=(first, _other_thing(rng, first)) if motion == "crossing" else (first,),
+        things=(first, _other_thing(rng, first, shapes)) if motion == "crossing" else (first,),
         motion=motion,
         speed="slowly" if memory else rng.choice(tuple(SPEEDS)),
         place=rng.choice(_places(motion)),
@@ -46,9 +56,9 @@ def random_scene(rng: random.Random, *, memory: bool = False, motions: Sequence[
     )
 
 
-def random_thing(rng: random.Random) -> Thing:
-    """Any object."""
-    return Thing(colour=rng.choice(tuple(COLOURS)), shape=rng.choice(SHAPES), size=rng.choice(tuple(SIZES)))
+def random_thing(rng: random.Random, shapes: Sequence[str] = SHAPES) -> Thing:
+    """Any object of some shapes."""
+    return Thing(colour=rng.choice(tuple(COLOURS)), shape=rng.choice(shapes), size=rng.choice(tuple(SIZES)))
 
 
 def random_scenes(seed: int, *, memory: bool = False, held_out: bool | None = None) -> Iterator[Scene]:
@@ -73,11 +83,13 @@ def is_held_out(scene: Scene) -> bool:
     return zlib.crc32("/".join(scene.names()).encode()) % _HELD_OUT_ONE_IN == 0
 
 
-def random_clip(rng: random.Random, *, memory: bool = False, motions: Sequence[str] = ()) -> Clip:
+def random_clip(
+    rng: random.Random, *, memory: bool = False, motions: Sequence[str] = (), shapes: Sequence[str] = SHAPES
+) -> Clip:
     """A clip of a scene that is for training, at a random speed; of what scenes, see `random_scene`."""
-    scene = random_scene(rng, memory=memory, motions=motions)
+    scene = random_scene(rng, memory=memory, motions=motions, shapes=shapes)
     while is_held_out(scene):
-        scene = random_scene(rng, memory=memory, motions=motions)
+        scene = random_scene(rng, memory=memory, motions=motions, shapes=shapes)
     return Clip(scene=scene, speed_factor=1 + SPEED_JITTER * rng.uniform(-1, 1))
 
 
@@ -88,9 +100,9 @@ def _places(motion: str) -> tuple[str, ...]:
     return ("left", "right") if motion in MEMORY_MOTIONS else PLACES
 
 
-def _other_thing(rng: random.Random, first: Thing) -> Thing:
+def _other_thing(rng: random.Random, first: Thing, shapes: Sequence[str]) -> Thing:
     """A second object of another colour."""
-    other = random_thing(rng)
+    other = random_thing(rng, shapes)
     while other.colour == first.colour:
-        other = random_thing(rng)
+        other = random_thing(rng, shapes)
     return other

@@ -128,23 +128,36 @@ def test_some_kinds_have_motions_of_their_own(vae, drawn_clips, monkeypatch):
     assert motions("wrap") == {
         f"moving {way}": pytest.approx(0.25, abs=0.07) for way in ("rightward", "leftward", "upward", "downward")
     }
+    after = motions("switch")
+    assert after["circling clockwise"] == pytest.approx(0.25, abs=0.07)
+    assert after["circling counterclockwise"] == pytest.approx(0.25, abs=0.07)
+    assert len(after) == 8
+
+
+@pytest.mark.parametrize("kind", ["first", "pair", "switch", "memory"])
+def test_crosses_are_learned_oftener_than_other_shapes(vae, kind, drawn_clips, monkeypatch):
+    nothing = torch.zeros(1), torch.zeros(1, 12, 96, 160)
+    monkeypatch.setattr(training_set, "_encode", lambda *arguments, **settings: nothing)
+    shapes = Counter(thing.shape for scene in encode_group(vae, kind, 400, seed=1).scenes for thing in scene.things)
+    assert shapes["cross"] / shapes.total() == pytest.approx(0.4, abs=0.07)
+    assert shapes["square"] / shapes.total() == pytest.approx(0.2, abs=0.07)
 
 
 def test_a_switch_shows_one_scene_before_and_another_after_it(vae, drawn_clips):
-    group = encode_group(vae, "switch", 2, seed=3, num_chunks=5)
+    group = encode_group(vae, "switch", 2, seed=3, num_chunks=8)
     before, after = drawn_clips[:2], drawn_clips[2:]
     assert group.scenes == tuple(clip.scene for clip in after)
-    assert group.frames == tuple(range(15))
+    assert group.frames == tuple(range(24))
     first = 3 * group.switch_chunk
-    assert 0 < first < 15
+    assert 0 < first < 24
     for latents, old, new in zip(group.latents, before, after, strict=True):
         assert old.scene != new.scene
-        alone = whole_encoding(vae, draw([old], pixel_frames(15)))
+        alone = whole_encoding(vae, draw([old], pixel_frames(24)))
         rounding = distance(latents[:first], alone[:first])
         assert rounding < 0.02  # nothing is known of the switch before it
-        assert min(distance(latents[frame], alone[frame]) for frame in range(first, 15)) > 5 * rounding
+        assert min(distance(latents[frame], alone[frame]) for frame in range(first, 24)) > 5 * rounding
         goes_on = old.switched(new.scene, 4 * first - 3)
-        pixels = torch.cat([draw([old], 4 * first - 3), draw([goes_on], 4 * (15 - first))], dim=1)
+        pixels = torch.cat([draw([old], 4 * first - 3), draw([goes_on], 4 * (24 - first))], dim=1)
         assert distance(latents, whole_encoding(vae, pixels)) < 0.02
 
 

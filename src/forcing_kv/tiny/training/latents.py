@@ -20,7 +20,7 @@ from forcing_kv.errors import CheckpointError
 from forcing_kv.tiny.prompts import varied_caption
 from forcing_kv.tiny.scenes import random_clip
 from forcing_kv.tiny.training.vae import encode_moments, pixels_of
-from forcing_kv.tiny.world import MEMORY_MOTIONS, MOTIONS, Clip, Scene, draw, visible
+from forcing_kv.tiny.world import MEMORY_MOTIONS, MOTIONS, SHAPES, Clip, Scene, draw, visible
 
 CHUNK_FRAMES = 3
 START_CHUNKS = 7
@@ -44,6 +44,10 @@ _OWN_MOTIONS = {
     "wrap": tuple(motion for motion in MOTIONS if motion.startswith("moving")),
     "pair": ("crossing",),
 }
+_SHAPES = (*SHAPES, "cross")
+"""Crosses are two objects of five: small ones are the hardest to draw."""
+_SWITCHED_MOTIONS = (*MOTIONS, *(2 * tuple(motion for motion in MOTIONS if motion.startswith("circling"))))
+"""Circling is half of what a switch leads to: to begin it from any place and motion is the hardest to learn."""
 _OWN_CHUNKS = {
     "first": 1,
     "pair": 1,
@@ -222,13 +226,13 @@ def load_group(path: Path) -> ClipGroup:
 
 def _random_clip(kind: str, rng: random.Random) -> Clip:
     if kind in _OWN_MOTIONS:
-        return random_clip(rng, motions=_OWN_MOTIONS[kind])
-    return random_clip(rng, memory=rng.random() < _MEMORY_SHARE[kind])
+        return random_clip(rng, motions=_OWN_MOTIONS[kind], shapes=_SHAPES)
+    return random_clip(rng, memory=rng.random() < _MEMORY_SHARE[kind], shapes=_SHAPES)
 
 
 def _switched(clip: Clip, switch_chunk: int, rng: random.Random) -> Clip:
     """The clip after a switch to another training scene."""
-    scene = random_clip(rng).scene
+    scene = random_clip(rng, motions=_SWITCHED_MOTIONS, shapes=_SHAPES).scene
     return clip.switched(scene, pixel_frames(CHUNK_FRAMES * switch_chunk))
 
 
