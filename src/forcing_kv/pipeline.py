@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forcing_kv import memory
-from forcing_kv.cache import StreamCache, check_relative_positions
+from forcing_kv.cache import StreamCache
 from forcing_kv.continuation import given_latents, latents_resolution
 from forcing_kv.devices import resolve_device, resolve_dtype
 from forcing_kv.errors import ConfigurationError
@@ -27,6 +27,7 @@ from forcing_kv.policies import CachePolicy, parse_policy
 from forcing_kv.prompt_schedule import ScheduledPrompt, prompt_schedule
 from forcing_kv.rollout import VideoStream
 from forcing_kv.sampling import SeededNoise
+from forcing_kv.stream_check import check_stream
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.text import PromptEncoder, encode_within
 from forcing_kv.video import DecoderOptions, TinyDecoder, compiled_decoder, load_tiny_decoder
@@ -442,36 +443,3 @@ class VideoPipeline:
         if self._compiled is None and options.way.compiles:
             self._compiled = CompiledPieces()
         return self._compiled
-
-
-def check_stream(
-    preset: ModelPreset,
-    planned: PlannedStream,
-    *,
-    keep_sink: bool = False,
-    recache_frames: int | None = None,
-) -> None:
-    """Refuses settings that cannot work together, or cannot be had on the device; needs no loaded model.
-
-    Args:
-        preset: Of the model.
-        planned: The stream.
-        keep_sink: As in `VideoPipeline.stream`.
-        recache_frames: See there.
-
-    Raises:
-        ForcingKVError: What cannot work, with the figures and the fix.
-    """
-    geometry, options = planned.geometry, planned.options
-    planned.policy.check(geometry)
-    check_precision(planned.precision, planned.config, dtype=planned.dtype, device=planned.device)
-    options.backend_on(planned.device, dtype=planned.dtype, head_dim=geometry.head_dim)
-    if options.positions == "relative":
-        check_relative_positions(
-            planned.policy,
-            geometry,
-            trained_frames=preset.trained_frames,
-            num_frames=None if planned.num_chunks is None else planned.num_chunks * geometry.chunk_frames,
-            recache_frames=preset.recache_frames if recache_frames is None else recache_frames,
-            keep_sink=keep_sink,
-        )

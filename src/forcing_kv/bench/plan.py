@@ -14,8 +14,9 @@ from forcing_kv.geometry import FrameGeometry, pixel_frames
 from forcing_kv.heads import HeadMap
 from forcing_kv.memory import PlannedStream, check_memory, plan_run
 from forcing_kv.models import ModelSource
-from forcing_kv.pipeline import VideoPipeline, check_stream
+from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.step_cache import num_steps_skipped
+from forcing_kv.stream_check import check_stream
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE, DecoderOptions
 

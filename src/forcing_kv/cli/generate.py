@@ -29,11 +29,12 @@ from forcing_kv.heads import HeadMap
 from forcing_kv.memory import check_memory, plan_run
 from forcing_kv.models import find_model
 from forcing_kv.output_files import atomic_write, check_output_file
-from forcing_kv.pipeline import VideoPipeline, check_stream
+from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.policies import POLICIES, describe_settings
 from forcing_kv.prompt_file import read_prompt_file
 from forcing_kv.prompt_schedule import PromptSchedule, ScheduledPrompt, prompt_schedule
 from forcing_kv.resolution import parse_resolution
+from forcing_kv.stream_check import check_stream
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE, DecoderOptions
 

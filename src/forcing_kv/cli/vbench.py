@@ -36,8 +36,9 @@ from forcing_kv.geometry import pixel_frames
 from forcing_kv.heads import HeadMap
 from forcing_kv.memory import PlannedStream, check_memory, plan_run
 from forcing_kv.models import find_model
-from forcing_kv.pipeline import VideoPipeline, check_stream
+from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.resolution import parse_resolution
+from forcing_kv.stream_check import check_stream
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE
 

@@ -13,8 +13,8 @@ from forcing_kv.generation.request import MAX_SEED, slug
 from forcing_kv.heads import HeadMap
 from forcing_kv.memory import PlannedStream, check_memory, plan_run
 from forcing_kv.models import ModelPreset, ModelSource
-from forcing_kv.pipeline import check_stream
 from forcing_kv.policies import CachePolicy, parse_policy
+from forcing_kv.stream_check import check_stream
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.video import WAN_VAE
 from forcing_kv.wan import weights_bytes

@@ -10,15 +10,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forcing_kv.clock import milliseconds_since
 from forcing_kv.errors import ConfigurationError, OutputError
+from forcing_kv.generation.kept_latents import KeptLatents
 from forcing_kv.generation.report import GenerationReport
 from forcing_kv.generation.request import VideoRequest, check_requests
 from forcing_kv.generation.source import Source, open_source
@@ -164,6 +163,7 @@ class _Run:
         self.compile_ms = 0.0
         self.frames_made = 0
         self.started = time.perf_counter()
+        self.latents = KeptLatents(request.path, request.latents_path)
         self.source = _source(pipeline, request)
         given = None
         if self.source is not None:
@@ -219,13 +219,7 @@ class _Run:
             self.stream.restore(snapshot)
             self.decoder.load_state(snapshot.part("decoder"), snapshot.progress["decoder"])
         self.writer.keep_segments(min(self.stream.chunk_index, self.num_chunks))
-        if self.request.latents_path is not None:
-            self._check_latents_parts()
-        elif self._latents_part(0).exists():
-            raise OutputError(
-                f"{self.request.path} was begun with --save-latents, and its latents would be lost: resume with "
-                "--save-latents, or start over with --overwrite"
-            )
+        self.latents.check_resumed(self.writer.num_segments)
 
     @property
     def num_chunks(self) -> int:
@@ -262,8 +256,7 @@ class _Run:
 
     def finish(self, *, interrupted: bool) -> GenerationReport:
         """Put the files in place and say what they are."""
-        if self.request.latents_path is not None:
-            self._save_latents()
+        self.latents.join(self.writer.num_segments, metadata=self.metadata)
         info = self.writer.info
         started = time.perf_counter()
         self.writer.finish()
@@ -323,8 +316,7 @@ class _Run:
             snapshot = self.stream.snapshot()
             self.is_snapshot_on_its_way = True
             self.snapshot_ms += milliseconds_since(started)
-        latents = chunk.latents[0].cpu().contiguous() if self.request.latents_path is not None else None
-        made = _Made(chunk=chunk, latents=latents, snapshot=snapshot)
+        made = _Made(chunk=chunk, latents=self.latents.of_chunk(chunk.latents), snapshot=snapshot)
         output.put(chunk.latents, made, wants_state=snapshot is not None)
         self.text_ms += chunk.timings.text_ms
         self.compile_ms += chunk.timings.compile_ms
@@ -344,8 +336,7 @@ class _Run:
         made = decoded.item
         assert decoded.frames is not None
         if made.latents is not None:
-            with atomic_write(self._latents_part(made.chunk.index)) as temporary:
-                save_file({"latents": made.latents}, temporary)
+            self.latents.save_part(made.chunk.index, made.latents)
         started = time.perf_counter()
         self.writer.write(decoded.frames[0])
         made.encode_ms = milliseconds_since(started)
@@ -366,26 +357,6 @@ class _Run:
             self.decode_ms += made.decode_ms
             self.encode_ms += made.item.encode_ms
             self.frames_made += made.num_frames
-
-    def _save_latents(self) -> None:
-        """All latents [F, C, h, w], float32, standardised, as one tensor `latents`."""
-        assert self.request.latents_path is not None
-        parts: list[Tensor] = []
-        for index in range(self.writer.num_segments):
-            parts.append(load_file(self._latents_part(index))["latents"])
-        metadata = {"comment": json.dumps(self.metadata)}  # as in the MP4
-        with atomic_write(self.request.latents_path) as temporary:
-            save_file({"latents": torch.cat(parts)}, temporary, metadata=metadata)
-
-    def _check_latents_parts(self) -> None:
-        if not all(self._latents_part(index).exists() for index in range(self.writer.num_segments)):
-            raise OutputError(
-                f"{self.request.latents_path} cannot be written: the run that is resumed kept no latents; resume "
-                "without --save-latents, or start over with --overwrite"
-            )
-
-    def _latents_part(self, index: int) -> Path:
-        return self.writer.partial_folder / f"latents-{index:05d}.safetensors"
 
 
 def _source(pipeline: VideoPipeline, request: VideoRequest) -> Source | None:
