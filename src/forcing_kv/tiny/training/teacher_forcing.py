@@ -168,12 +168,12 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
 
 
 MIX = {
-    "first": 0.12,
-    "pair": 0.2,
+    "first": 0.1,
+    "pair": 0.15,
     "start": 0.05,
-    "switch": 0.16,
-    "memory": 0.32,
-    "wrap": 0.06,
+    "switch": 0.25,
+    "memory": 0.31,
+    "wrap": 0.05,
     "far": 0.05,
     "long": 0.04,
 }
@@ -186,6 +186,9 @@ _NOISY_CHUNKS = 8
 """Of a clip of ten seconds or more: not all, as its history costs much already."""
 
 _NOT_RETURNING_WEIGHT = 0.15
+
+_CHUNKS_AFTER_SWITCH = 7
+"""Of a clip that switches: what is later is like any other stream, and its history costs more."""
 
 
 def random_sample(
@@ -207,9 +210,10 @@ def random_sample(
         return full_history(START_CHUNKS - 1, noisy, frame_tokens=frame_tokens), picks(4)
     if group.kind == "switch":
         soon = [group.switch_chunk, group.switch_chunk + 1]
-        later = group.switch_chunk + 2 + torch.randperm(SWITCHED_CHUNKS - soon[1] - 1, generator=generator)
+        last = min(group.switch_chunk + _CHUNKS_AFTER_SWITCH, SWITCHED_CHUNKS) - 1
+        later = group.switch_chunk + 2 + torch.randperm(last - soon[1], generator=generator)
         noisy = sorted([*soon, *soon, *later[: _NOISY_CHUNKS - 4].tolist()])
-        return full_history(SWITCHED_CHUNKS - 1, noisy, frame_tokens=frame_tokens), picks(3)
+        return full_history(last, noisy, frame_tokens=frame_tokens), picks(3)
     if group.kind in ("memory", "wrap"):
         chosen = picks(3)
         weights = (_NOT_RETURNING_WEIGHT + group.returning[chosen].sum(0))[1:]  # the first chunk shows a return never
