@@ -134,6 +134,29 @@ def test_some_kinds_have_motions_of_their_own(vae, drawn_clips, monkeypatch):
     assert len(after) == 8
 
 
+def test_half_of_the_switches_reverse_the_motion(vae, drawn_clips, monkeypatch):
+    pairs = []
+
+    def encode(vae, clip, num_frames, *, after, switch_frame):
+        pairs.append((clip.scene.motion, after.scene.motion))
+        return torch.zeros(1), torch.zeros(1, 12, 96, 160)
+
+    monkeypatch.setattr(training_set, "_encode", encode)
+    encode_group(vae, "switch", 600, seed=1)
+    opposites = [
+        {"moving rightward", "moving leftward"},
+        {"moving upward", "moving downward"},
+        {"bouncing sideways", "bouncing vertically"},
+        {"circling clockwise", "circling counterclockwise"},
+    ]
+    circling = [after for before, after in pairs if before == "circling clockwise"]
+    assert len(circling) / 600 == pytest.approx(0.25, abs=0.06)
+    assert circling.count("circling counterclockwise") / len(circling) == pytest.approx(0.5 + 0.5 / 4, abs=0.1)
+    for pair in opposites:
+        from_pair = [{before, after} == pair for before, after in pairs if before in pair]
+        assert 0.4 < sum(from_pair) / len(from_pair) < 0.75
+
+
 @pytest.mark.parametrize("kind", ["first", "pair", "switch", "memory"])
 def test_crosses_are_learned_oftener_than_other_shapes(vae, kind, drawn_clips, monkeypatch):
     nothing = torch.zeros(1), torch.zeros(1, 12, 96, 160)

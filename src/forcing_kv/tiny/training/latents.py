@@ -38,16 +38,21 @@ _MAX_FAR_CHUNK = 80
 _WARMUP_FRAMES = 4  # latent frames encoded before a piece of a stream, and dropped: the VAE remembers little beyond
 _OBJECT_WEIGHT = 4.0
 _RISE = 0.25
-_MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25, "long": 0.4, "switch": 0.0}
+_SHAPES = (*SHAPES, "cross")
+"""Crosses are two objects of five: small ones are the hardest to draw."""
+_SWITCHED_MOTIONS = (*MOTIONS, *(2 * tuple(motion for motion in MOTIONS if motion.startswith("circling"))))
+"""Around a switch circling is half of what is seen: to begin it from any place and motion is the hardest to learn."""
+_PAIRS = tuple(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))
+_OPPOSITES = {**dict(_PAIRS), **{second: first for first, second in _PAIRS}}
+_REVERSED_SHARE = 0.5
+"""Of the switches, those to the opposite motion: a model that goes on as it went is right too often otherwise."""
+_MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25, "long": 0.4}
 _OWN_MOTIONS = {
+    "switch": _SWITCHED_MOTIONS,
     "memory": (*MEMORY_MOTIONS, "crossing"),  # two objects are harder than one
     "wrap": tuple(motion for motion in MOTIONS if motion.startswith("moving")),
     "pair": ("crossing",),
 }
-_SHAPES = (*SHAPES, "cross")
-"""Crosses are two objects of five: small ones are the hardest to draw."""
-_SWITCHED_MOTIONS = (*MOTIONS, *(2 * tuple(motion for motion in MOTIONS if motion.startswith("circling"))))
-"""Circling is half of what a switch leads to: to begin it from any place and motion is the hardest to learn."""
 _OWN_CHUNKS = {
     "first": 1,
     "pair": 1,
@@ -232,7 +237,9 @@ def _random_clip(kind: str, rng: random.Random) -> Clip:
 
 def _switched(clip: Clip, switch_chunk: int, rng: random.Random) -> Clip:
     """The clip after a switch to another training scene."""
-    scene = random_clip(rng, motions=_SWITCHED_MOTIONS, shapes=_SHAPES).scene
+    reversed_motion = _OPPOSITES[clip.scene.motion]
+    motions = (reversed_motion,) if rng.random() < _REVERSED_SHARE else _SWITCHED_MOTIONS
+    scene = random_clip(rng, motions=motions, shapes=_SHAPES).scene
     return clip.switched(scene, pixel_frames(CHUNK_FRAMES * switch_chunk))
 
 
