@@ -48,7 +48,7 @@ SMALL = Evaluation(
 @pytest.fixture(scope="module")
 def pipeline(tiny_model_folder):
     """Random weights, at the world's resolution."""
-    pipeline = VideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="float32")
+    pipeline = VideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="auto")
     pipeline.preset = replace(pipeline.preset, default_resolution=(WIDTH, HEIGHT))
     return pipeline
 
@@ -110,7 +110,7 @@ def test_every_video_is_on_record(evaluated):
 def test_the_record_has_the_hash_and_no_videos(evaluated, pipeline):
     record = scores_record(evaluated[0], SMALL)
     assert record["weights_sha256"] == weights_sha256(pipeline.transformer)
-    assert record["dtype"] == "float32"
+    assert record["dtype"] == str(pipeline.transformer.dtype).removeprefix("torch.")
     assert record["evaluation"]["num_prompts"] == 2
     assert record["vae_psnr"]["num_videos"] == 5
     assert record["parts"][FREE]["sources"]["full"] == {
