@@ -47,7 +47,8 @@ def main() -> None:
     results = evaluate(pipeline, asked, kept=kept, report=report)
     print_tables(results)
     if args.json:
-        config = {"model": args.model, "device": str(pipeline.device), **asdict(asked)}
+        preset = pipeline.preset.to_json()
+        config = {"model": args.model, "preset": preset, "device": str(pipeline.device), **asdict(asked)}
         document = {"benchmark": "tiny_world", "config": config, "results": results, "environment": made_with}
         args.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if args.record:

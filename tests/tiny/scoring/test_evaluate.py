@@ -142,12 +142,15 @@ def test_kept_scores_grow(pipeline, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
 
 
-def test_scores_of_other_settings_or_weights_are_not_taken(pipeline, tmp_path):
+def test_scores_of_other_settings_or_another_preset_are_not_taken(pipeline, tmp_path, monkeypatch):
     asked = replace(SMALL, num_prompts=0, num_switches=0, num_memory_prompts=1, policies=())
     evaluate(pipeline, asked, kept=scores_in(tmp_path, pipeline, asked))
     other = replace(asked, seed=7)
     with pytest.raises(OutputError, match="choose another folder"):
         evaluate(pipeline, other, kept=scores_in(tmp_path, pipeline, other))
+    monkeypatch.setattr(pipeline, "preset", replace(pipeline.preset, recache_frames=3))
+    with pytest.raises(OutputError, match="choose another folder"):
+        evaluate(pipeline, asked, kept=scores_in(tmp_path, pipeline, asked))
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
         scores_in(tmp_path / "file" / "scores", pipeline, asked)

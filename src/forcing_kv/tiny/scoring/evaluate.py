@@ -94,7 +94,7 @@ def scores_in(folder: Path, pipeline: VideoPipeline, asked: Evaluation) -> KeptS
         OutputError: The folder cannot be made.
     """
     settings = {name: value for name, value in asdict(asked).items() if name not in _GROWING}
-    return KeptScores(folder, of={**_model(pipeline), "settings": settings})
+    return KeptScores(folder, of={**_model(pipeline), "preset": pipeline.preset.to_json(), "settings": settings})
 
 
 def _model(pipeline: VideoPipeline) -> dict[str, str]:
