@@ -221,10 +221,11 @@ def test_noise_goes_where_the_layout_says():
     torch.testing.assert_close(noisy[:, 6:] + (1 - sigma) * velocity[:, 6:], velocity[:, 6:] + latents[:, 6:])
 
 
-def test_three_in_five_noise_levels_are_the_samplers():
+def test_three_in_five_noise_levels_are_the_samplers_and_two_of_those_are_pure_noise():
     levels = noise_levels((4000,), torch.Generator().manual_seed(0))
     visited = torch.isclose(levels[:, None], torch.tensor([1.0, 0.9375, 5 / 6, 0.625]), atol=1e-4).any(dim=1)
     assert visited.float().mean() == pytest.approx(0.6, abs=0.03)
+    assert (levels == 1).float().mean() == pytest.approx(0.24, abs=0.03)
     assert levels.min() > 0
     assert levels.max() <= 1
     free = levels[~visited]

@@ -28,6 +28,7 @@ PRESET = ModelPreset(
     licence="Apache-2.0",
     default_resolution=(WIDTH, HEIGHT),
     fps=FRAMES_PER_SECOND,
+    recache_frames=CHUNK_FRAMES,  # with more of the past, more of it goes on after a switch: docs/tiny.md
 )
 _CALIBRATION_CHUNKS = 12
 

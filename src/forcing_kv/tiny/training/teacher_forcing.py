@@ -168,13 +168,13 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
 
 
 MIX = {
-    "first": 0.1,
-    "pair": 0.15,
+    "first": 0.08,
+    "pair": 0.1,
     "start": 0.05,
-    "switch": 0.25,
-    "memory": 0.31,
-    "wrap": 0.05,
-    "far": 0.05,
+    "switch": 0.4,
+    "memory": 0.25,
+    "wrap": 0.04,
+    "far": 0.04,
     "long": 0.04,
 }
 """Shares of the steps that each kind of clips gets."""

@@ -241,7 +241,8 @@ def noised(latents: Tensor, layout: Layout, generator: torch.Generator) -> tuple
 
 def noise_levels(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Random noise levels in 0..1: three in five are those of the sampler's steps, the others shifted uniform."""
-    visited = torch.tensor(_SAMPLER.sigmas)[torch.randint(len(_SAMPLER.sigmas), tuple(shape), generator=generator)]
+    step = torch.randint(-1, len(_SAMPLER.sigmas), tuple(shape), generator=generator)
+    visited = torch.tensor(_SAMPLER.sigmas)[step.clamp(min=0)]  # the first twice as often: there the motion is decided
     uniform = torch.rand(tuple(shape), generator=generator)
     free = _FREE_SHIFT * uniform / (1 + (_FREE_SHIFT - 1) * uniform)
     return torch.where(torch.rand(tuple(shape), generator=generator) < _SAMPLING_SHARE, visited, free)
