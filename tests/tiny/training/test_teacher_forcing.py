@@ -64,6 +64,15 @@ def test_full_history_reads_everything_before_and_itself():
     assert not mask[6 * CHUNK_TOKENS, 4 * CHUNK_TOKENS : 6 * CHUNK_TOKENS].any()
 
 
+def test_what_is_before_the_first_chunk_is_forgotten():
+    layout = full_history(2, [5, 6, 5], first_chunk=4, frame_tokens=FRAME_TOKENS)
+    assert layout.clean == tuple(range(12, 18))
+    assert layout.noisy == (15, 16, 17, 18, 19, 20, 15, 16, 17)
+    assert read_frames(layout, 0) == [12, 13, 14]
+    assert read_frames(layout, 2) == read_frames(layout, 4) == list(range(12, 18))
+    assert read_frames(layout, 3) == list(range(12, 21))
+
+
 def test_a_first_chunk_alone_reads_itself():
     layout = full_history(0, [0], frame_tokens=FRAME_TOKENS)
     assert (layout.clean, layout.noisy) == ((), (0, 1, 2))
@@ -207,8 +216,8 @@ def forward(model, latents, timestep, frames, memory):
     return model(latents, timesteps, text=text, positions=positions, memory=memory)
 
 
-def rolled_out(model, policy, clean, noisy, *, chunk, timestep):
-    """Velocity of a noisy chunk after the clean chunks before it were committed."""
+def committed(model, policy, clean, *, num_chunks):
+    """The cache of a stream after its first clean chunks."""
     config = model.config
     geometry = FrameGeometry(
         num_layers=config.num_layers,
@@ -218,10 +227,16 @@ def rolled_out(model, policy, clean, noisy, *, chunk, timestep):
         frame_cols=COLS,
     )
     cache = StreamCache(geometry, policy, batch_size=len(clean), dtype=torch.float64)
-    for past in range(chunk):
+    for past in range(num_chunks):
         frames = range(3 * past, 3 * past + 3)
         forward(model, clean[:, frames], 0.0, frames, cache)
         cache.commit()
+    return cache
+
+
+def rolled_out(model, policy, clean, noisy, *, chunk, timestep):
+    """Velocity of a noisy chunk after the clean chunks before it were committed."""
+    cache = committed(model, policy, clean, num_chunks=chunk)
     return forward(model, noisy, timestep, range(3 * chunk, 3 * chunk + 3), cache)
 
 
@@ -237,6 +252,24 @@ def test_full_history_predicts_what_a_rollout_does():
         own = slice(3 * place, 3 * place + 3)
         expected = rolled_out(model, Full(), clean, noisy[:, own], chunk=chunk, timestep=level)
         torch.testing.assert_close(forced[:, 9:][:, own], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_history_that_begins_late_predicts_what_a_rollout_does_after_a_recache():
+    model = small_model(num_layers=3)
+    stream, noisy = torch.randn(2, 12, 3, 4, 6).double(), torch.randn(2, 6, 3, 4, 6).double()
+    layout = full_history(2, [3, 4], first_chunk=2, frame_tokens=ROWS * COLS)
+    timesteps = torch.cat([torch.zeros(6), torch.full((6,), 700.0)]).expand(2, -1)
+    forced = forward(model, torch.cat([stream[:, 6:], noisy], dim=1), timesteps, layout.frames, LayoutMemory(layout))
+    cache = committed(model, Full(), stream, num_chunks=3)
+    recached = cache.recache(3)
+    forward(model, stream[:, 6:9], 0.0, recached.positions, recached)
+    for chunk in (3, 4):
+        own, frames = slice(3 * (chunk - 3), 3 * (chunk - 2)), range(3 * chunk, 3 * chunk + 3)
+        expected = forward(model, noisy[:, own], 700.0, frames, cache)
+        torch.testing.assert_close(forced[:, 6:][:, own], expected, atol=1e-6, rtol=1e-5)
+        if chunk == 3:
+            forward(model, stream[:, 9:], 0.0, frames, cache)
+            cache.commit()
 
 
 @pytest.mark.parametrize(("sink_frames", "recent_frames", "whole_chunks"), [(1, 4, [5]), (3, 1, [4, 5])])
@@ -317,6 +350,7 @@ def test_random_layouts_stay_in_the_clip_and_every_token_reads_once(group):
         if group.kind == "switch":
             assert layout.noisy.count(3 * group.switch_chunk) == 2  # where most is new
             assert max(layout.frames) < 3 * (group.switch_chunk + 7)  # what is later is as in any stream
+            assert min(layout.frames) == 3 * (group.switch_chunk - 1)  # what a stream keeps at a switch
         seen.add(layout)
         passes.append(len(picks) * len(layout.frames))
     assert len(seen) == 1 if group.kind in ("first", "pair", "start") else len(seen) > 4

@@ -16,7 +16,7 @@ from forcing_kv.text import TextEncoder
 from forcing_kv.tiny.prompts import random_prompts
 from forcing_kv.tiny.training.latents import CHUNK_FRAMES, LONG_CHUNKS, START_CHUNKS
 from forcing_kv.tiny.training.recipe import Recipe, Shard, load_averaged, load_vae
-from forcing_kv.tiny.training.teacher_forcing import MIX
+from forcing_kv.tiny.training.teacher_forcing import MIX, RECACHED_CHUNKS
 from forcing_kv.tiny.training.text import TEXT_LEN
 from forcing_kv.tiny.training.trainer import condensed
 from forcing_kv.tiny.world import FRAMES_PER_SECOND, HEIGHT, WIDTH
@@ -28,7 +28,7 @@ PRESET = ModelPreset(
     licence="Apache-2.0",
     default_resolution=(WIDTH, HEIGHT),
     fps=FRAMES_PER_SECOND,
-    recache_frames=CHUNK_FRAMES,  # with more of the past, more of it goes on after a switch: docs/tiny.md
+    recache_frames=CHUNK_FRAMES * RECACHED_CHUNKS,
 )
 _CALIBRATION_CHUNKS = 12
 

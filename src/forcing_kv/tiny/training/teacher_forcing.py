@@ -98,15 +98,23 @@ class _ReadAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None
 
 
-def full_history(clean_chunks: int, noisy_chunks: Sequence[int], *, frame_tokens: int) -> Layout:
-    """A stream from its start, everything kept: clean chunks from 0 on, and noisy ones that read all before them."""
+def full_history(clean_chunks: int, noisy_chunks: Sequence[int], *, first_chunk: int = 0, frame_tokens: int) -> Layout:
+    """A stream of which everything is kept: clean chunks, and noisy ones that read all before them.
+
+    Args:
+        clean_chunks: how many.
+        noisy_chunks: their numbers in the stream; as often as wanted.
+        first_chunk: number of the first clean chunk; what was before it is forgotten, as it is after a re-cache.
+        frame_tokens: tokens per frame.
+    """
     chunk_tokens = CHUNK_FRAMES * frame_tokens
     reads = [_read(index, ((0, (index + 1) * chunk_tokens),), chunk_tokens) for index in range(clean_chunks)]
     for place, chunk in enumerate(noisy_chunks):
         own = _tokens_of(clean_chunks + place, chunk_tokens)
-        history = ((0, chunk * chunk_tokens),) if chunk else ()
+        history = ((0, (chunk - first_chunk) * chunk_tokens),) if chunk > first_chunk else ()
         reads.append(_read(clean_chunks + place, (*history, own), chunk_tokens))
-    return Layout(clean=_frames_of(range(clean_chunks)), noisy=_frames_of(noisy_chunks), reads=tuple(reads))
+    clean = range(first_chunk, first_chunk + clean_chunks)
+    return Layout(clean=_frames_of(clean), noisy=_frames_of(noisy_chunks), reads=tuple(reads))
 
 
 def sink_and_window(
@@ -168,14 +176,14 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
 
 
 MIX = {
-    "first": 0.08,
+    "first": 0.07,
     "pair": 0.1,
     "start": 0.05,
-    "switch": 0.4,
-    "memory": 0.25,
-    "wrap": 0.04,
+    "switch": 0.3,
+    "memory": 0.28,
+    "wrap": 0.06,
     "far": 0.04,
-    "long": 0.04,
+    "long": 0.1,
 }
 """Shares of the steps that each kind of clips gets."""
 
@@ -186,6 +194,9 @@ _NOISY_CHUNKS = 8
 """Of a clip of ten seconds or more: not all, as its history costs much already."""
 
 _NOT_RETURNING_WEIGHT = 0.15
+
+RECACHED_CHUNKS = 1
+"""What a stream keeps of the past when its prompt changes: with more of it, more of it goes on."""
 
 _CHUNKS_AFTER_SWITCH = 7
 """Of a clip that switches: what is later is like any other stream, and its history costs more."""
@@ -213,7 +224,9 @@ def random_sample(
         last = min(group.switch_chunk + _CHUNKS_AFTER_SWITCH, SWITCHED_CHUNKS) - 1
         later = group.switch_chunk + 2 + torch.randperm(last - soon[1], generator=generator)
         noisy = sorted([*soon, *soon, *later[: _NOISY_CHUNKS - 4].tolist()])
-        return full_history(last, noisy, frame_tokens=frame_tokens), picks(3)
+        first = group.switch_chunk - RECACHED_CHUNKS
+        layout = full_history(last - first, noisy, first_chunk=first, frame_tokens=frame_tokens)
+        return layout, picks(4)
     if group.kind in ("memory", "wrap"):
         chosen = picks(3)
         weights = (_NOT_RETURNING_WEIGHT + group.returning[chosen].sum(0))[1:]  # the first chunk shows a return never
