@@ -70,7 +70,7 @@ def main() -> None:
             "device": str(pipeline.device),
             "dtype": str(pipeline.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            **{name: value for name, value in pipeline.decoder_settings().items() if name != "overlapped"},
+            **(pipeline.decoder.settings() if pipeline.decoder else {}),
         },
         "medians": rows,
         "gain": gain,

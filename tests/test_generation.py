@@ -215,6 +215,19 @@ def test_bad_policy_leaves_nothing(pipeline, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_model_without_a_decoder_makes_no_video(pipeline, tmp_path):
+    blind = VideoPipeline(
+        preset=pipeline.preset,
+        transformer=pipeline.transformer,
+        encode_prompt=pipeline.encode_prompt,
+        head_map=pipeline.head_map,
+    )
+    request = VideoRequest(prompts=PROMPT, path=tmp_path / "v.mp4", num_frames=9)
+    with pytest.raises(ConfigurationError, match="was loaded without a VAE: no video"):
+        generate_video(blind, request)
+    assert os.listdir(tmp_path) == []
+
+
 def test_planned_requests_count_videos_and_seeds(tmp_path):
     prompts = [prompt_schedule("A red circle, moving!"), prompt_schedule("日本")]
     requests = plan_requests(prompts, tmp_path, num_frames=9, seed=5, num_videos=2, latents_folder=tmp_path / "l")

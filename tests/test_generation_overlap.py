@@ -213,18 +213,17 @@ def test_a_tiny_decoder_in_place_of_the_vae(plain, tiny, decoder_file, tmp_path)
     with pytest.raises(ConfigurationError, match="leave out --decoder, or continue from latents"):
         generate_video(tiny, replace(whole, path=tmp_path / "more.mp4", continue_from=whole.path))
     need = tiny.memory_need("a red circle", num_frames=33, **SMALL)
-    assert need.vae_weights_bytes == 4 * tiny.tiny_decoder.num_parameters
+    assert need.vae_weights_bytes == 4 * tiny.decoder.size.num_parameters
 
 
 def test_the_decoders_dtype_and_layout_are_as_asked(tiny_model_folder):
     decoding = DecoderOptions(dtype="bfloat16", layout="contiguous")
     pipeline = VideoPipeline.from_pretrained(tiny_model_folder, device="cpu", dtype="float32", decoding=decoding)
-    assert pipeline.decoder_settings() == {
+    assert pipeline.decoder.settings() == {
         "decoder": "VAE",
         "decoder_dtype": "bfloat16",
         "decoder_layout": "contiguous",
         "decoder_compiled": False,
-        "overlapped": False,
     }
     assert pipeline.dtype == torch.float32
     need = pipeline.memory_need("a red circle", num_frames=9)

@@ -30,8 +30,8 @@ from forcing_kv.sampling import SeededNoise
 from forcing_kv.stream_check import check_stream
 from forcing_kv.stream_options import StreamOptions
 from forcing_kv.text import PromptEncoder, encode_within
-from forcing_kv.video import DecoderOptions, TinyDecoder, compiled_decoder, load_tiny_decoder
-from forcing_kv.video.decoders import StreamingDecoder, decoder_dtype, decoder_size, describe_decoder, new_decoder
+from forcing_kv.video import DecoderOptions, load_tiny_decoder
+from forcing_kv.video.decoders import LoadedDecoder, tiny_decoder, vae_decoder
 from forcing_kv.wan import CausalWanTransformer, check_precision
 
 
@@ -42,11 +42,11 @@ class VideoPipeline:
         preset: How it is sampled.
         transformer: On its device and in its dtype.
         encode_prompt: Texts -> states [batch, text_len, text_dim].
-        vae: diffusers' `AutoencoderKLWan`; None gives latents only.
+        vae: diffusers' `AutoencoderKLWan`; without it, and without a `decoder`, the model gives latents only.
         head_map: Roles of the heads; None restricts the policies to those that need none.
         weights: What tells the transformer's weights from others of the same model.
-        decoding: How latents become pixels; dtype and layout are those that `vae` and `tiny_decoder` have.
-        tiny_decoder: Decodes in place of `vae`.
+        decoder: Decodes in place of `vae`.
+        decoding: How latents become pixels; dtype and layout are those that `vae` and `decoder` have.
 
     Raises:
         HeadMapError: The map does not fit the transformer.
@@ -61,8 +61,8 @@ class VideoPipeline:
         vae: Any = None,
         head_map: HeadMap | None = None,
         weights: str = "",
+        decoder: LoadedDecoder | None = None,
         decoding: DecoderOptions = DecoderOptions(),
-        tiny_decoder: TinyDecoder | None = None,
     ) -> None:
         self.preset = preset
         self.transformer = transformer
@@ -70,9 +70,10 @@ class VideoPipeline:
         self.vae = vae
         self.head_map = head_map
         self.weights = weights
+        if decoder is None and vae is not None:
+            decoder = vae_decoder(vae, compiled=decoding.compiled)
+        self.decoder = decoder
         self.decoding = decoding
-        self.tiny_decoder = tiny_decoder
-        self._compiled_decoder = compiled_decoder(vae) if decoding.compiled and vae is not None else None
         self._compiled: CompiledPieces | None = None
         if head_map is not None:
             config = transformer.config
@@ -152,12 +153,13 @@ class VideoPipeline:
         if isinstance(head_map, str | Path):
             head_map = HeadMap.load(head_map)
         source.warn_of_licence()
-        vae, tiny_decoder = None, None
+        vae, decoder = None, None
         vae_dtype, is_channels_last = decoding.dtype_beside(dtype, device), decoding.is_channels_last(device)
         if decoding.file is not None:  # before anything large: it is the user's own file
-            tiny_decoder = load_tiny_decoder(decoding.file, dtype=vae_dtype, device=device)
+            network = load_tiny_decoder(decoding.file, dtype=vae_dtype, device=device)
             if is_channels_last:
-                channels_last(tiny_decoder)
+                channels_last(network)
+            decoder = tiny_decoder(network)
         transformer = source.load_transformer(dtype=dtype, device=device, precision=precision, on_progress=on_progress)
         if decoding.file is None:
             vae = source.components.load_vae(dtype=vae_dtype, device=device, is_channels_last=is_channels_last)
@@ -170,8 +172,8 @@ class VideoPipeline:
             vae=vae,
             head_map=source.head_map if head_map is None else head_map,
             weights=source.weights_label(),
+            decoder=decoder,
             decoding=decoding,
-            tiny_decoder=tiny_decoder,
         )
 
     def with_transformer(self, transformer: CausalWanTransformer) -> "VideoPipeline":
@@ -183,8 +185,8 @@ class VideoPipeline:
             vae=self.vae,
             head_map=self.head_map,
             weights=self.weights,
+            decoder=self.decoder,
             decoding=self.decoding,
-            tiny_decoder=self.tiny_decoder,
         )
 
     @property
@@ -201,20 +203,6 @@ class VideoPipeline:
     def is_overlapped(self) -> bool:
         """Whether a video file's chunks are decoded and written beside the diffusion of the next one."""
         return self.decoding.is_overlapped(self.device)
-
-    def decoder(self) -> StreamingDecoder | None:
-        """A decoder for a new stream; None where the model gives latents only."""
-        return None if self._decoder is None else new_decoder(self._decoder, compiled=self._compiled_decoder)
-
-    def decoder_settings(self) -> dict[str, Any]:
-        """What reports say of the decoder: which, in what dtype and layout, compiled or not, overlapped or not."""
-        if self._decoder is None:
-            return {"decoder": None}
-        return {
-            **describe_decoder(self._decoder),
-            "decoder_compiled": self._compiled_decoder is not None,
-            "overlapped": self.is_overlapped,
-        }
 
     @property
     def precision(self) -> str | None:
@@ -265,8 +253,8 @@ class VideoPipeline:
             recache_frames: Newest latent frames encoded again when the prompt changes; None for the model's default.
             options: How it is computed: positions, storage of the cache, step cache, attention back end, execution.
             decode: Whether chunks carry pixel frames, or latents only.
-            decode_apart: Chunks carry latents only, and the caller decodes them with a `decoder()` of its own, beside
-                the next chunk if it likes (`video.ChunkOutput`); the memory for that is counted.
+            decode_apart: Chunks carry latents only, and the caller decodes them by a `decoder.new_stream()`, beside the
+                next chunk if it likes (`video.ChunkOutput`); the memory for that is counted.
             continue_from: Latents that the video begins with, standardised, [frames, channels, height, width] as
                 `--save-latents` keeps them, or with a batch axis in front as the chunks of a stream have. Their whole
                 chunks come first, marked `given`, and `num_frames` are made after them.
@@ -341,7 +329,7 @@ class VideoPipeline:
             noise=SeededNoise(seed, latent_shape, device=self.device),
             encode_prompt=encode_prompt,
             prompts=prompts,
-            decoder=self.decoder() if decode and not decode_apart else None,
+            decoder=self.decoder.new_stream() if self.decoder and decode and not decode_apart else None,
             num_chunks=planned.num_chunks,
             recache_frames=recache_frames,
             keep_sink=keep_sink,
@@ -407,8 +395,8 @@ class VideoPipeline:
             resolution=resolution,
             dtype=self.dtype,
             device=self.device,
-            vae=decoder_size(self._decoder) if decode and self._decoder is not None else None,
-            vae_dtype=None if self._decoder is None else decoder_dtype(self._decoder),
+            vae=self.decoder.size if self.decoder and decode else None,
+            vae_dtype=self.decoder.dtype if self.decoder else None,
             overlapped=self.is_overlapped,
         )
 
@@ -433,10 +421,6 @@ class VideoPipeline:
         """
         chunks = self.stream(prompt, num_frames=num_frames, **settings)
         return torch.cat([chunk.frames for chunk in chunks if chunk.frames is not None], dim=1)
-
-    @property
-    def _decoder(self) -> Any:
-        return self.vae if self.tiny_decoder is None else self.tiny_decoder
 
     def _compiled_pieces(self, options: StreamOptions) -> CompiledPieces | None:
         """What all streams that compile share, made for the first of them."""

@@ -159,9 +159,8 @@ def _output(pipeline: VideoPipeline, writer: VideoWriter) -> ChunkOutput[float]:
         assert decoded.frames is not None
         writer.write(decoded.frames[0])
 
-    decoder = pipeline.decoder()
-    assert decoder is not None
-    return ChunkOutput(decoder, write, device=pipeline.device, overlapped=pipeline.is_overlapped)
+    assert pipeline.decoder is not None
+    return ChunkOutput(pipeline.decoder.new_stream(), write, device=pipeline.device, overlapped=pipeline.is_overlapped)
 
 
 def _make_chunk(stream: VideoStream) -> tuple[Tensor, TimedChunk]:

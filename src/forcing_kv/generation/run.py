@@ -28,7 +28,7 @@ from forcing_kv.rollout import Chunk
 from forcing_kv.snapshot import StreamSnapshot
 from forcing_kv.versions import package_version
 from forcing_kv.video import ChunkOutput, Decoded, VideoWriter, probe
-from forcing_kv.video.decoders import VAE_NAME
+from forcing_kv.video.decoders import VAE_NAME, LoadedDecoder
 from forcing_kv.video.writer import partial_folder
 
 MAX_SNAPSHOT_SHARE = 0.1
@@ -157,6 +157,7 @@ class _Run:
     def __init__(self, pipeline: VideoPipeline, request: VideoRequest, *, check_memory: bool) -> None:
         self.pipeline = pipeline
         self.request = request
+        self.decoder = _loaded_decoder(pipeline).new_stream()
         self.text_ms = self.diffusion_ms = self.decode_ms = self.encode_ms = self.waited_ms = 0.0
         self.snapshot_ms = self.given_ms = 0.0
         self.is_snapshot_on_its_way = False
@@ -181,10 +182,6 @@ class _Run:
             decode_apart=True,
             check_memory=check_memory,
         )
-        decoder = pipeline.decoder()
-        if decoder is None:
-            raise ConfigurationError(f"the model {pipeline.preset.name!r} was loaded without a VAE: no video")
-        self.decoder = decoder
         self.metadata: dict[str, Any] = {
             "prompt": request.prompt_json(),
             "seed": request.seed,
@@ -291,7 +288,8 @@ class _Run:
             model=self.pipeline.preset.name,
             weights=self.pipeline.weights,
             device=_device_name(self.pipeline.device),
-            **self.pipeline.decoder_settings(),
+            **_loaded_decoder(self.pipeline).settings(),
+            overlapped=self.pipeline.is_overlapped,
             dtype=str(self.pipeline.dtype).removeprefix("torch."),
             seed=self.request.seed,
             continue_from=self.metadata.get("continue_from"),
@@ -367,13 +365,19 @@ def _source(pipeline: VideoPipeline, request: VideoRequest) -> Source | None:
         preset=pipeline.preset,
         num_channels=pipeline.transformer.config.in_dim,
         resolution=request.resolution,
-        has_encoder=pipeline.tiny_decoder is None,
+        has_encoder=pipeline.vae is not None,
     )
+
+
+def _loaded_decoder(pipeline: VideoPipeline) -> LoadedDecoder:
+    if pipeline.decoder is None:
+        raise ConfigurationError(f"the model {pipeline.preset.name!r} was loaded without a VAE: no video")
+    return pipeline.decoder
 
 
 def _own_decoder(pipeline: VideoPipeline) -> str | None:
     """The decoder, where it is not the model's own."""
-    name: str | None = pipeline.decoder_settings()["decoder"]
+    name = _loaded_decoder(pipeline).name
     return None if name == VAE_NAME else name
 
 
