@@ -371,6 +371,26 @@ def test_what_comes_into_sight_is_learned_oftener_than_the_rest(kind):
     assert times[0] == 0
 
 
+def test_of_a_long_stream_what_comes_into_sight_in_its_later_half_is_learned_oftenest():
+    returning = (10, 20, 22, 30, 45, 70, 78)
+    group = group_of("long", num_clips=4, returning=[(clip, chunk) for clip in range(4) for chunk in returning])
+    lengths, times, possible = set(), torch.zeros(LONG_CHUNKS), torch.zeros(LONG_CHUNKS)
+    for seed in range(200):
+        layout, picks = random_sample(group, torch.Generator().manual_seed(seed), frame_tokens=FRAME_TOKENS)
+        num_chunks = len(layout.clean) // 3
+        lengths.add((num_chunks, len(picks)))
+        noisy = [frame // 3 for frame in layout.noisy[::3]]
+        assert len(set(noisy)) == len(noisy) == 8
+        times[noisy] += 1
+        possible[num_chunks // 2 : num_chunks + 1] += 1
+    assert lengths == {(24, 2), (48, 1), (79, 1)}
+    assert times[:12].sum() == 0
+    share = times / possible
+    rest = [chunk for chunk in range(12, LONG_CHUNKS) if chunk not in returning]
+    assert share[list(returning[1:])].min() > 0.6
+    assert share[rest].mean() < 0.3
+
+
 def test_a_smaller_batch_is_a_share_of_the_clips_and_never_none():
     group = group_of("first", num_clips=9)
     sizes = [

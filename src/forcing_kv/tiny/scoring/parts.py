@@ -36,7 +36,7 @@ FREE, FREE_SOON, FREE_LATE = "free scenes", "free scenes, at the start", "free s
 MEMORY, SWITCHES = "memory scenes", "switches"
 
 _BEFORE_SWITCH_SECONDS = 4.0
-_AFTER_SWITCH_SECONDS = 6.0
+_AFTER_SWITCH_SECONDS = 8.0
 
 Videos = list[dict[str, Any]]
 """The score of each video, for JSON; what is right in it under `right`."""

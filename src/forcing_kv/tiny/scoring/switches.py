@@ -10,7 +10,8 @@ from forcing_kv.tiny.scoring.paths import shows_motion, shows_speed, turns_fit
 from forcing_kv.tiny.world import BACKGROUNDS, COLOURS, FRAMES_PER_SECOND, TEXTURES, Scene
 
 _MOST_FRAMES = 0.9
-_MIN_SECONDS_AFTER = 5
+_MIN_SECONDS_AFTER = 8  # what moves up or down slowly is whole in the picture for 3 s of every 7
+_MIN_CLEAR_FRAMES = 8  # through the VAE a cross that moves quickly is told from a circle by half a second of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,10 @@ class SwitchScore:
 
     Attributes:
         followed: colour, background, shape and motion are right.
-        colour, background, texture: in nine of ten frames of the second second.
-        shape, size: the right one fits best in that second; if that hardly shows the object, in the first frames
-            that do.
+        background, texture: in nine of ten frames of the second second.
+        colour: in nine of ten frames of that second that show the object clearly; if it hardly does, of the first
+            frames that do. At the picture's edge the colour of a sliver is that of a blur.
+        shape, size: the right one fits best in those frames.
         motion, speed: over all frames after the first second.
     """
 
@@ -43,7 +45,7 @@ def score_switch(frames: Tensor, after: Scene, switch_frame: int) -> SwitchScore
     """Score one switch.
 
     Args:
-        frames: uint8 [frames, HEIGHT, WIDTH, 3], at least 5 s of them after the switch.
+        frames: uint8 [frames, HEIGHT, WIDTH, 3], at least 8 s of them after the switch.
         after: what was asked for from then on, not a memory scene.
         switch_frame: the first frame made under the new prompt.
 
@@ -60,8 +62,8 @@ def score_switch(frames: Tensor, after: Scene, switch_frame: int) -> SwitchScore
     seen = look(frames[switch_frame + FRAMES_PER_SECOND :], after)
     soon = slice(FRAMES_PER_SECOND)
     thing = after.things[0]
-    shown = _soonest(seen.has_object)
-    fit = seen.outlines.fit(_soonest(seen.is_clear))
+    shown = _soonest(seen.is_clear)
+    fit = seen.outlines.fit(shown)
     colour = share(seen.colours[shown] == list(COLOURS).index(thing.colour)) >= _MOST_FRAMES
     background = share(seen.backgrounds[soon] == list(BACKGROUNDS).index(after.background)) >= _MOST_FRAMES
     shape = fit is not None and fit.shape == thing.shape
@@ -79,6 +81,6 @@ def score_switch(frames: Tensor, after: Scene, switch_frame: int) -> SwitchScore
 
 
 def _soonest(flags: Tensor) -> Tensor:
-    """The frames [frames] of the first second that are set, or the first four set ones if there are fewer."""
+    """The frames [frames] of the first second that are set, or the first half second of set ones if there are fewer."""
     num_soon = int(flags[:FRAMES_PER_SECOND].sum())
-    return flags & (flags.cumsum(0) <= max(4, num_soon))
+    return flags & (flags.cumsum(0) <= max(_MIN_CLEAR_FRAMES, num_soon))

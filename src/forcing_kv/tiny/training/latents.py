@@ -46,12 +46,15 @@ _PAIRS = tuple(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))
 _OPPOSITES = {**dict(_PAIRS), **{second: first for first, second in _PAIRS}}
 _REVERSED_SHARE = 0.5
 """Of the switches, those to the opposite motion: a model that goes on as it went is right too often otherwise."""
-_MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25, "long": 0.4}
+_STRAIGHT = tuple(motion for motion in MOTIONS if motion.startswith("moving"))
+_MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25}
 _OWN_MOTIONS = {
     "switch": _SWITCHED_MOTIONS,
     "memory": (*MEMORY_MOTIONS, "crossing"),  # two objects are harder than one
-    "wrap": tuple(motion for motion in MOTIONS if motion.startswith("moving")),
+    "wrap": _STRAIGHT,
     "pair": ("crossing",),
+    # What leaves the picture is what a long stream loses: when it is due is hard to tell among so many old frames.
+    "long": (*MOTIONS, *_STRAIGHT, *_STRAIGHT, *MEMORY_MOTIONS),
 }
 _OWN_CHUNKS = {
     "first": 1,

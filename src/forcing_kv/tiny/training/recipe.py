@@ -70,7 +70,7 @@ SHARDS = (
     *_shards("memory", 60, 14),
     *_shards("wrap", 8, 14),
     *_shards("far", 36, 12),
-    *_shards("long", 5, 4),
+    *_shards("long", 30, 8),
 )
 
 

@@ -176,14 +176,14 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
 
 
 MIX = {
-    "first": 0.07,
-    "pair": 0.1,
+    "first": 0.06,
+    "pair": 0.09,
     "start": 0.05,
-    "switch": 0.3,
-    "memory": 0.28,
-    "wrap": 0.06,
+    "switch": 0.23,
+    "memory": 0.21,
+    "wrap": 0.07,
     "far": 0.04,
-    "long": 0.1,
+    "long": 0.25,
 }
 """Shares of the steps that each kind of clips gets."""
 
@@ -214,6 +214,12 @@ def random_sample(
         num_samples = max(1, round(num_samples * batch_scale))
         return torch.randint(len(group.scenes), (num_samples,), generator=generator)
 
+    def returning_chunks(chosen: Tensor, start: int, stop: int) -> list[int]:
+        """Some of the chunks from `start` to before `stop`, mostly those in which something comes into sight."""
+        weights = (_NOT_RETURNING_WEIGHT + group.returning[chosen].sum(0))[start:stop]
+        drawn = torch.multinomial(weights, _NOISY_CHUNKS, generator=generator)
+        return [start + chunk for chunk in sorted(drawn.tolist())]
+
     if group.kind in ("first", "pair"):
         return full_history(0, [0], frame_tokens=frame_tokens), picks(64)
     if group.kind == "start":
@@ -229,8 +235,7 @@ def random_sample(
         return layout, picks(4)
     if group.kind in ("memory", "wrap"):
         chosen = picks(3)
-        weights = (_NOT_RETURNING_WEIGHT + group.returning[chosen].sum(0))[1:]  # the first chunk shows a return never
-        noisy = sorted(1 + chunk for chunk in torch.multinomial(weights, _NOISY_CHUNKS, generator=generator).tolist())
+        noisy = returning_chunks(chosen, 1, MEMORY_CHUNKS)  # the first chunk shows a return never
         return full_history(MEMORY_CHUNKS - 1, noisy, frame_tokens=frame_tokens), chosen
     if group.kind == "far":
         num_chunks = FAR_CHUNKS - 1
@@ -247,10 +252,10 @@ def random_sample(
             levels_per_chunk=_LEVELS_PER_CHUNK,
         )
         return layout, picks(6)
-    num_chunks = (12, 24, 48, LONG_CHUNKS - 1)[integer(0, 3)]
-    noisy = sorted(integer(num_chunks // 2, num_chunks) for _ in range(6))
-    layout = long_history(num_chunks, noisy, recent_chunks=integer(2, 6), frame_tokens=frame_tokens)
-    return layout, picks({12: 4, 24: 2}.get(num_chunks, 1))
+    num_chunks, num_samples = ((24, 2), (48, 1), (LONG_CHUNKS - 1, 1))[integer(0, 2)]
+    chosen = picks(num_samples)
+    noisy = returning_chunks(chosen, num_chunks // 2, num_chunks + 1)
+    return long_history(num_chunks, noisy, recent_chunks=MEMORY_CHUNKS, frame_tokens=frame_tokens), chosen
 
 
 def _segments(keep: Tensor, end: int, floor: int, frame_tokens: int) -> list[TokenRange]:
