@@ -282,6 +282,41 @@ def test_a_switch_goes_on_from_where_the_object_and_the_pattern_are():
         assert step == pytest.approx(20 * 1.05 / 16, rel=1e-2)
 
 
+@pytest.mark.parametrize("motion", [*DIRECTIONS, "leaving and returning"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("place", ["left", "right"])
+def test_an_object_is_due_when_it_is_about_to_come_in(motion, size, place):
+    clip = clip_of(motion, thing=Thing(colour="red", shape="cross", size=size), place=place, speed_factor=0.94)
+    area = coverage(clip, 16 * 40)[0].sum(dim=(1, 2))
+    for due in clip.entries(3):
+        frame = math.ceil(16 * due)
+        assert area[frame - 1] < 0.05 * area.max()  # what wraps around may touch the edge that it leaves by
+        assert area[frame + 3] > area[frame + 1] >= area[frame]
+    empty = area < 0.05 * area.max()
+    assert int((empty[1:] & ~empty[:-1]).sum()) == sum(due < 40 for due in clip.entries(30))  # it is due each time
+
+
+@pytest.mark.parametrize("motion", [*DIRECTIONS, "leaving and returning"])
+def test_a_delay_keeps_the_object_outside_and_moves_all_that_is_later(motion):
+    clip = clip_of(motion, place="left")
+    late = replace(clip, delays=(1.5, 0.0, 2.25))
+    due = clip.entries(4)
+    assert late.entries(4) == pytest.approx([due[0], due[1] + 1.5, due[2] + 1.5, due[3] + 3.75])
+    usual, delayed = clip.centres(16 * 60)[0], late.centres(16 * 60)[0]
+    first, third = (math.floor(16 * entry) for entry in (due[0], late.entries(3)[2]))
+    torch.testing.assert_close(delayed[:first], usual[:first])
+    torch.testing.assert_close(delayed[first + 25 : third], usual[first + 1 : third - 24], atol=1e-2, rtol=0)
+    torch.testing.assert_close(delayed[third + 61 :], usual[third + 1 : -60], atol=1e-2, rtol=0)
+    waiting = coverage(late, 22, first_frame=first + 2)[0].sum(dim=(1, 2))
+    assert waiting.max() < 0.01 * coverage(late, 1)[0].sum()
+
+
+@pytest.mark.parametrize("motion", ["bouncing sideways", "circling clockwise", "passing behind a pillar"])
+def test_what_never_leaves_is_never_delayed(motion):
+    with pytest.raises(ConfigurationError, match=f"{motion!r} never leaves the picture"):
+        replace(clip_of(motion, place="left"), delays=(1.0,)).centres(3)
+
+
 def test_what_is_out_of_the_picture_at_a_switch_is_brought_in():
     before = clip_of("moving leftward", place="left")
     frame = int((before.centres(80)[0, :, 0] < -10).nonzero()[0])

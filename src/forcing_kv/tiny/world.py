@@ -74,6 +74,7 @@ _CENTER = (80.0, 48.0)
 _ORBIT_CENTRES = {"left": (44.0, 48.0), "right": (116.0, 48.0), "top": (80.0, 40.0), "bottom": (80.0, 56.0)}
 _BEHIND_TRACK = (18.0, 142.0)
 _RETURNING_TRACK = (60.0, 198.0)  # the outer end is far enough out that nothing is seen for two seconds
+_RETURNING_START = 100.0
 _CROSSING_TRACK = (24.0, 136.0)
 
 
@@ -163,17 +164,42 @@ class Clip:
         speed_factor: multiplies the scene's named speed.
         start: centre of the object in frame 0, in pixels, where it is not the one that the scene's place gives.
         start_offset: how far the pattern of the ground lies to the right in frame 0, in pixels.
+        delays: for how many seconds the object waits outside before it comes in again the first time, the second, and
+            so on; only where it leaves the picture.
     """
 
     scene: Scene
     speed_factor: float = 1.0
     start: tuple[float, float] | None = None
     start_offset: float = 0.0
+    delays: tuple[float, ...] = ()
+
+    @property
+    def pixels_per_second(self) -> float:
+        """How fast the objects move."""
+        return SPEEDS[self.scene.speed] * self.speed_factor
 
     def centres(self, num_frames: int, *, first_frame: int = 0) -> Tensor:
         """Centres of the objects: float32 [things, frames, 2], x from the left and y from the top, in pixels."""
-        travelled = self._seconds(num_frames, first_frame) * SPEEDS[self.scene.speed] * self.speed_factor
+        seconds = self._seconds(num_frames, first_frame)
+        moving = seconds.clone()
+        for entry, delay in zip(self.entries(len(self.delays)), self.delays, strict=True):
+            moving -= (seconds - entry).clamp(0, delay)
+        travelled = moving * self.pixels_per_second
         return torch.stack([_path(self, index, travelled) for index in range(len(self.scene.things))])
+
+    def entries(self, num: int) -> list[float]:
+        """The seconds at which the object is due to come in again, still wholly outside, the first `num` times.
+
+        What is later than a delay is later by it; a delay begins when the object is due.
+
+        Raises:
+            ConfigurationError: if it never leaves the picture.
+        """
+        if not num:
+            return []
+        first, period = _ways_to_entries(self)
+        return [(first + index * period) / self.pixels_per_second + sum(self.delays[:index]) for index in range(num)]
 
     def offsets(self, num_frames: int, *, first_frame: int = 0) -> Tensor:
         """How far the ground's pattern lies to the right [frames], in pixels: the camera pans the other way."""
@@ -320,13 +346,28 @@ def _path(clip: Clip, index: int, travelled: Tensor) -> Tensor:
     return torch.stack([moving, resting] if along_x else [resting, moving], dim=-1)
 
 
+def _ways_to_entries(clip: Clip) -> tuple[float, float]:
+    """After how many pixels of way the object is about to come in for the first time, and then again each time."""
+    scene, radius = clip.scene, clip.scene.things[0].radius
+    if scene.motion == "leaving and returning":
+        low, high = _RETURNING_TRACK
+        return 2 * high - _RETURNING_START - (WIDTH + radius), 2 * (high - low)
+    verb, direction = scene.motion.split(maxsplit=1)
+    if verb != "moving":
+        raise ConfigurationError(f"{scene.motion!r} never leaves the picture, so nothing delays its coming in")
+    x, y = clip.start or _STARTS.get(scene.place, _CENTER)
+    here, extent = (x, WIDTH) if direction in ("rightward", "leftward") else (y, HEIGHT)
+    to_edge = extent - here if direction in ("rightward", "downward") else here
+    return to_edge + radius, extent + 2 * radius
+
+
 def _memory_track(scene: Scene, index: int, travelled: Tensor) -> Tensor:
     """Where along the picture's width an object of a memory scene is."""
     mirrored = scene.place == "right" if scene.motion == "passing behind a pillar" else scene.place == "left"
     if scene.motion == "passing behind a pillar":
         x = _bounce(travelled, _BEHIND_TRACK[0], *_BEHIND_TRACK, forward=True)
     elif scene.motion == "leaving and returning":
-        x = _bounce(travelled, 100.0, *_RETURNING_TRACK, forward=True)
+        x = _bounce(travelled, _RETURNING_START, *_RETURNING_TRACK, forward=True)
     else:
         x = _bounce(travelled, _CROSSING_TRACK[0], *_CROSSING_TRACK, forward=True)
         mirrored = index == 1

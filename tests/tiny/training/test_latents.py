@@ -1,5 +1,6 @@
 """The training set: what is encoded, where the pieces of it belong, and what is drawn from it."""
 
+import math
 import random
 from collections import Counter
 from itertools import islice
@@ -11,7 +12,7 @@ from diffusers import AutoencoderKLWan
 from forcing_kv.errors import CheckpointError
 from forcing_kv.models.zoo import EMBEDDED_MODELS
 from forcing_kv.tiny.prompts import parse
-from forcing_kv.tiny.scenes import is_held_out, random_scenes
+from forcing_kv.tiny.scenes import is_held_out, random_clip, random_scenes
 from forcing_kv.tiny.training import latents as training_set
 from forcing_kv.tiny.training.latents import (
     ClipGroup,
@@ -66,7 +67,7 @@ def distance(first, second):
     return float((first.float() - second.float()).square().mean().sqrt())
 
 
-def simple_group(kind="start", *, num_clips=3, frames=range(6), switch_chunk=0, seed=0, memory=False):
+def simple_group(kind="start", *, num_clips=3, frames=range(6), switch_chunk=0, seed=0, memory=False, num_late=0):
     """Latents that say which clip, frame and channel they are."""
     clip, frame, channel = torch.arange(num_clips), torch.tensor(list(frames)), torch.arange(2)
     numbers = clip[:, None, None] + 0.25 * frame[:, None] + 32 * channel
@@ -74,6 +75,8 @@ def simple_group(kind="start", *, num_clips=3, frames=range(6), switch_chunk=0, 
     near[:, 1::2, 1, 2] = True
     returning = torch.zeros(num_clips, len(frame) // 3, dtype=torch.bool)
     returning[1:, -1:] = True
+    overdue = torch.zeros_like(returning)
+    overdue[:num_late, -1] = True
     return ClipGroup(
         kind=kind,
         frames=tuple(frames),
@@ -81,6 +84,7 @@ def simple_group(kind="start", *, num_clips=3, frames=range(6), switch_chunk=0, 
         latents=numbers[..., None, None].expand(-1, -1, -1, 2, 3).bfloat16(),
         near_object=near,
         returning=returning,
+        overdue=overdue,
         scenes=tuple(islice(random_scenes(seed, memory=memory), num_clips)),
     )
 
@@ -264,6 +268,47 @@ def test_a_chunk_in_which_an_object_comes_into_sight(motion, things, expected):
     assert found == expected
 
 
+@pytest.mark.parametrize(("kind", "motions"), [("wrap", ()), ("memory", ("leaving and returning",)), ("long", ())])
+def test_some_objects_are_late_and_such_chunks_are_marked(kind, motions, monkeypatch):
+    rng = random.Random(1)
+    num_chunks = training_set._OWN_CHUNKS[kind]
+    num_late = num_entries = 0
+    for _ in range(40):
+        clip = random_clip(rng, motions=motions or ("moving upward", "moving rightward"))
+        late = training_set._delayed(clip, num_chunks, rng)
+        overdue = training_set._overdue(late, num_chunks)
+        area = visible(late, pixel_frames(3 * num_chunks))[0].sum(dim=(1, 2))
+        seen = area > 0.03 * area.max()
+        expected = torch.zeros(num_chunks, dtype=torch.bool)
+        for due, delay in zip(late.entries(len(late.delays)), late.delays, strict=True):
+            num_entries += 1
+            num_late += delay > 0
+            if not delay:
+                continue
+            start, stop = 16 * due, 16 * (due + delay)
+            assert not seen[math.ceil(start) + 1 : math.floor(stop)].any()
+            chunk = next(chunk for chunk in range(num_chunks) if pixel_frames(3 * chunk) == round(stop))
+            assert seen[pixel_frames(3 * chunk + 3) - 1]  # it comes in in the chunk
+            first = next(chunk for chunk in range(num_chunks) if pixel_frames(3 * chunk + 3) - start > 2)
+            expected[first:chunk] = stop - start > 2
+        assert torch.equal(overdue, expected)
+    assert num_late / num_entries == pytest.approx(0.4, abs=0.1)
+
+
+def test_what_never_leaves_is_never_late():
+    clip = Clip(scene=Scene(things=(RED,), motion="passing behind a pillar", place="left"))
+    assert training_set._delayed(clip, 16, random.Random(0)) is clip
+    assert not training_set._overdue(clip, 16).any()
+
+
+def test_nothing_is_learned_where_an_object_is_overdue():
+    group = simple_group("long", num_clips=2, num_late=1)
+    _, weights, _ = sample_clips(group, torch.tensor([0, 1]), range(6), torch.Generator())
+    assert weights[0, :3].min() >= 1
+    assert weights[0, 3:].max() == 0  # its last chunk is overdue
+    assert weights[1].min() >= 1
+
+
 def test_nothing_is_near_where_the_pillar_hides_it(vae, monkeypatch):
     clip = Clip(scene=Scene(things=(RED,), motion="passing behind a pillar", place="left"))
     monkeypatch.setattr(training_set, "random_clip", lambda *arguments, **settings: clip)
@@ -285,7 +330,7 @@ def test_pixel_frames_before_a_latent_frame():
 
 @pytest.mark.parametrize("memory", [False, True])
 def test_a_group_survives_the_disk(tmp_path, memory):
-    group = simple_group("far", frames=(0, 1, 2, 9, 10, 11), num_clips=5, memory=memory)
+    group = simple_group("far", frames=(0, 1, 2, 9, 10, 11), num_clips=5, memory=memory, num_late=2)
     save_group(group, tmp_path / "folder" / "far_000.pt")
     loaded = load_group(tmp_path / "folder" / "far_000.pt")
     assert (loaded.kind, loaded.frames, loaded.switch_chunk, loaded.scenes) == (
@@ -294,6 +339,7 @@ def test_a_group_survives_the_disk(tmp_path, memory):
     assert torch.equal(loaded.latents, group.latents)
     assert torch.equal(loaded.near_object, group.near_object)
     assert torch.equal(loaded.returning, group.returning)
+    assert torch.equal(loaded.overdue, group.overdue)
     assert (loaded.latents.dtype, loaded.near_object.dtype) == (torch.bfloat16, torch.bool)
 
 
@@ -319,7 +365,7 @@ def test_groups_alike_are_joined_and_others_are_not():
     assert clips.groups[0].scenes == first.scenes + second.scenes
     assert torch.equal(clips.groups[0].latents, torch.cat([first.latents, second.latents]))
     assert clips.groups[0].near_object.shape == (5, 6, 2, 3)
-    assert clips.groups[0].returning.shape == (5, 2)
+    assert clips.groups[0].returning.shape == clips.groups[0].overdue.shape == (5, 2)
 
 
 def test_larger_groups_of_the_kind_are_taken_more_often():

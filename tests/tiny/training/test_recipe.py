@@ -78,6 +78,7 @@ def small_clips(*kinds):
                 latents=(still + moving).bfloat16(),
                 near_object=still[:, :, 0].expand(-1, len(frames), -1, -1) > 1,
                 returning=torch.rand(4, len(chunks[kind]), generator=generator) < 0.3,
+                overdue=torch.zeros(4, len(chunks[kind]), dtype=torch.bool),
                 scenes=tuple(islice(random_scenes(0), 4)),
             )
         )

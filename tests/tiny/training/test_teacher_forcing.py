@@ -293,16 +293,17 @@ def test_a_window_predicts_what_a_rollout_does(sink_frames, recent_frames, whole
 # Random layouts
 
 
-def group_of(kind, *, switch_chunk=0, far_chunk=0, num_clips=1, returning=()):
+def group_of(kind, *, switch_chunk=0, far_chunk=0, num_clips=1, returning=(), overdue=()):
     chunks = {"first": [0], "pair": [0], "start": range(START_CHUNKS), "switch": range(SWITCHED_CHUNKS)}
     chunks["memory"] = chunks["wrap"] = range(MEMORY_CHUNKS)
     chunks["far"] = [0, *range(far_chunk, far_chunk + FAR_CHUNKS)]
     chunks["long"] = range(LONG_CHUNKS)
     frames = tuple(3 * chunk + frame for chunk in chunks[kind] for frame in range(3))
     nothing = torch.zeros(num_clips, len(frames), 1, 1, 1)
-    comes = torch.zeros(num_clips, len(chunks[kind]), dtype=torch.bool)
-    for clip, chunk in returning:
-        comes[clip, chunk] = True
+    comes, waits = (torch.zeros(num_clips, len(chunks[kind]), dtype=torch.bool) for _ in range(2))
+    for flags, places in ((comes, returning), (waits, overdue)):
+        for clip, chunk in places:
+            flags[clip, chunk] = True
     return ClipGroup(
         kind=kind,
         frames=frames,
@@ -310,6 +311,7 @@ def group_of(kind, *, switch_chunk=0, far_chunk=0, num_clips=1, returning=()):
         latents=nothing,
         near_object=nothing[:, :, 0] > 0,
         returning=comes,
+        overdue=waits,
         scenes=(SCENE,) * num_clips,
     )
 
@@ -369,6 +371,19 @@ def test_what_comes_into_sight_is_learned_oftener_than_the_rest(kind):
     rest = [chunk for chunk in range(1, MEMORY_CHUNKS) if chunk not in (5, 6, 13)]
     assert 50 < times[rest].min() <= times[rest].max() < 120  # five of twelve
     assert times[0] == 0
+
+
+@pytest.mark.parametrize(("kind", "num_due"), [("memory", 0), ("wrap", 1)])
+def test_chunks_in_which_all_objects_are_overdue_are_not_learned(kind, num_due):
+    late = [(clip, chunk) for clip in range(3 - num_due) for chunk in (6, 7, 8)]
+    group = group_of(kind, num_clips=3, returning=[(0, 7), (2, 9)], overdue=late)
+    drawn = [
+        {frame // 3 for frame in random_sample(group, generator, frame_tokens=FRAME_TOKENS)[0].noisy}
+        for generator in map(torch.Generator().manual_seed, range(100))
+    ]
+    learned = sum(bool(chunks & {6, 7, 8}) for chunks in drawn)
+    assert learned == 0 if num_due == 0 else 20 < learned < 100
+    assert sum(9 in chunks for chunks in drawn) > 60
 
 
 def test_of_a_long_stream_what_comes_into_sight_in_its_later_half_is_learned_oftenest():

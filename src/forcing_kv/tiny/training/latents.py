@@ -7,8 +7,9 @@ stream *far* from its start; and *long* streams, whole.
 """
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from forcing_kv.errors import CheckpointError
 from forcing_kv.tiny.prompts import varied_caption
 from forcing_kv.tiny.scenes import random_clip
 from forcing_kv.tiny.training.vae import encode_moments, pixels_of
-from forcing_kv.tiny.world import MEMORY_MOTIONS, MOTIONS, SHAPES, Clip, Scene, draw, visible
+from forcing_kv.tiny.world import FRAMES_PER_SECOND, MEMORY_MOTIONS, MOTIONS, SHAPES, Clip, Scene, draw, visible
 
 CHUNK_FRAMES = 3
 START_CHUNKS = 7
@@ -46,6 +47,10 @@ _PAIRS = tuple(zip(MOTIONS[::2], MOTIONS[1::2], strict=True))
 _OPPOSITES = {**dict(_PAIRS), **{second: first for first, second in _PAIRS}}
 _REVERSED_SHARE = 0.5
 """Of the switches, those to the opposite motion: a model that goes on as it went is right too often otherwise."""
+_DELAYED_SHARE = 0.4
+"""Of the times when an object is due: a model that once misses one must have seen what to do then."""
+_DELAY_CHUNKS = (1, 2, 3, 4)
+_MOMENT = 2  # pixel frames
 _STRAIGHT = tuple(motion for motion in MOTIONS if motion.startswith("moving"))
 _MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25}
 _OWN_MOTIONS = {
@@ -56,6 +61,7 @@ _OWN_MOTIONS = {
     # What leaves the picture is what a long stream loses: when it is due is hard to tell among so many old frames.
     "long": (*MOTIONS, *_STRAIGHT, *_STRAIGHT, *MEMORY_MOTIONS),
 }
+_DELAYED_KINDS = ("memory", "wrap", "long")
 _OWN_CHUNKS = {
     "first": 1,
     "pair": 1,
@@ -79,6 +85,8 @@ class ClipGroup:
         latents: bf16 [clips, frames, C, h, w], standardised per channel.
         near_object: bool [clips, frames, h, w], where an object is seen or is next to.
         returning: bool [clips, chunks], whether an object comes into sight in a chunk: what old frames tell.
+        overdue: bool [clips, chunks], whether an object that is due stays outside in a chunk. Such a chunk is never
+            learned, only read as history: what is learned is that the object then comes in, however late it is.
         scenes: what each clip shows.
     """
 
@@ -88,6 +96,7 @@ class ClipGroup:
     latents: Tensor
     near_object: Tensor
     returning: Tensor
+    overdue: Tensor
     scenes: tuple[Scene, ...]
 
 
@@ -126,11 +135,13 @@ def sample_clips(
         generator: of the captions' wording.
 
     Returns:
-        Latents fp32 [samples, frames, C, h, w]; loss weights [samples, frames, 1, h, w], higher near objects; captions.
+        Latents fp32 [samples, frames, C, h, w]; loss weights [samples, frames, 1, h, w], higher near objects and 0
+        where one is overdue; captions.
     """
     places = [group.frames.index(frame) for frame in frames]
     latents = group.latents[picks[:, None], places].float()
     weights = 1 + _OBJECT_WEIGHT * group.near_object[picks[:, None], places].float()[:, :, None]
+    weights *= ~group.overdue[picks[:, None], [place // CHUNK_FRAMES for place in places]][..., None, None, None]
     rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
     always_named = group.kind in ("first", "pair")  # no history tells what an object is
     return latents, weights, [varied_caption(group.scenes[pick], rng, named=always_named) for pick in picks.tolist()]
@@ -160,7 +171,11 @@ def encode_group(
     clips = [_random_clip(kind, rng) for _ in range(num_clips)]
     switch_chunk = rng.choice(SWITCH_CHUNKS) if kind == "switch" else 0
     far_chunk = rng.randint(1, _MAX_FAR_CHUNK) if kind == "far" else 0
-    num_frames = CHUNK_FRAMES * (num_chunks or _OWN_CHUNKS.get(kind, START_CHUNKS))
+    num_chunks = num_chunks or _OWN_CHUNKS.get(kind, START_CHUNKS)
+    num_frames = CHUNK_FRAMES * num_chunks
+    if kind in _DELAYED_KINDS:
+        clips = [_delayed(clip, num_chunks, rng) for clip in clips]
+    overdue = torch.stack([_overdue(clip, num_chunks + (FAR_CHUNKS if far_chunk else 0)) for clip in clips])
     parts, cells, returning, scenes = [], [], [], []
     for clip in clips:
         after = _switched(clip, switch_chunk, rng) if switch_chunk else None
@@ -181,6 +196,7 @@ def encode_group(
         latents=torch.stack(parts).bfloat16(),
         near_object=torch.stack(cells),
         returning=torch.stack(returning),
+        overdue=overdue,
         scenes=tuple(scenes),
     )
 
@@ -246,6 +262,31 @@ def _switched(clip: Clip, switch_chunk: int, rng: random.Random) -> Clip:
     return clip.switched(scene, pixel_frames(CHUNK_FRAMES * switch_chunk))
 
 
+def _delayed(clip: Clip, num_chunks: int, rng: random.Random) -> Clip:
+    """The clip, its object late at some of the times when it is due; it then comes in as a chunk begins."""
+    if not clip.scene.motion.startswith(("moving", "leaving")):
+        return clip
+    starts = [pixel_frames(CHUNK_FRAMES * chunk) / FRAMES_PER_SECOND for chunk in range(num_chunks)]
+    while True:
+        due = clip.entries(len(clip.delays) + 1)[-1]
+        chunk = bisect_right(starts, due) - 1 + rng.choice(_DELAY_CHUNKS)
+        if chunk >= num_chunks:
+            return clip
+        delay = starts[chunk] - due if rng.random() < _DELAYED_SHARE else 0.0
+        clip = replace(clip, delays=(*clip.delays, delay))
+
+
+def _overdue(clip: Clip, num_chunks: int) -> Tensor:
+    """The chunks [chunks] of which an object that is due stays outside for more than a moment."""
+    overdue = torch.zeros(num_chunks, dtype=torch.bool)
+    for due, delay in zip(clip.entries(len(clip.delays)), clip.delays, strict=True):
+        for chunk in range(num_chunks):
+            start, stop = (pixel_frames(CHUNK_FRAMES * edge) for edge in (chunk, chunk + 1))
+            waits = min(stop, (due + delay) * FRAMES_PER_SECOND) - max(start, due * FRAMES_PER_SECOND)
+            overdue[chunk] |= waits > _MOMENT
+    return overdue
+
+
 def _encode(
     vae: AutoencoderKLWan, clip: Clip, num_frames: int, *, after: Clip | None, switch_frame: int
 ) -> tuple[Tensor, Tensor]:
@@ -304,5 +345,6 @@ def _joined(groups: Sequence[ClipGroup]) -> ClipGroup:
         latents=torch.cat([group.latents for group in groups]),
         near_object=torch.cat([group.near_object for group in groups]),
         returning=torch.cat([group.returning for group in groups]),
+        overdue=torch.cat([group.overdue for group in groups]),
         scenes=tuple(scene for group in groups for scene in group.scenes),
     )

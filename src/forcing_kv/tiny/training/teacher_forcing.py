@@ -176,14 +176,14 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
 
 
 MIX = {
-    "first": 0.06,
-    "pair": 0.09,
-    "start": 0.05,
-    "switch": 0.23,
-    "memory": 0.21,
-    "wrap": 0.07,
-    "far": 0.04,
-    "long": 0.25,
+    "first": 0.05,
+    "pair": 0.06,
+    "start": 0.04,
+    "switch": 0.16,
+    "memory": 0.25,
+    "wrap": 0.10,
+    "far": 0.02,
+    "long": 0.32,
 }
 """Shares of the steps that each kind of clips gets."""
 
@@ -194,6 +194,9 @@ _NOISY_CHUNKS = 8
 """Of a clip of ten seconds or more: not all, as its history costs much already."""
 
 _NOT_RETURNING_WEIGHT = 0.15
+
+_LONG_HISTORIES = ((24, 2), (48, 1), (LONG_CHUNKS - 1, 1), (LONG_CHUNKS - 1, 1))
+"""Chunks and clips of the passes of long streams: half as long as can be, for there most goes wrong."""
 
 RECACHED_CHUNKS = 1
 """What a stream keeps of the past when its prompt changes: with more of it, more of it goes on."""
@@ -216,8 +219,9 @@ def random_sample(
 
     def returning_chunks(chosen: Tensor, start: int, stop: int) -> list[int]:
         """Some of the chunks from `start` to before `stop`, mostly those in which something comes into sight."""
-        weights = (_NOT_RETURNING_WEIGHT + group.returning[chosen].sum(0))[start:stop]
-        drawn = torch.multinomial(weights, _NOISY_CHUNKS, generator=generator)
+        due = ~group.overdue[chosen]
+        weights = _NOT_RETURNING_WEIGHT * due.float().mean(0) + (due & group.returning[chosen]).sum(0)
+        drawn = torch.multinomial(weights[start:stop].clamp(min=1e-6), _NOISY_CHUNKS, generator=generator)
         return [start + chunk for chunk in sorted(drawn.tolist())]
 
     if group.kind in ("first", "pair"):
@@ -252,7 +256,7 @@ def random_sample(
             levels_per_chunk=_LEVELS_PER_CHUNK,
         )
         return layout, picks(6)
-    num_chunks, num_samples = ((24, 2), (48, 1), (LONG_CHUNKS - 1, 1))[integer(0, 2)]
+    num_chunks, num_samples = _LONG_HISTORIES[integer(0, len(_LONG_HISTORIES) - 1)]
     chosen = picks(num_samples)
     noisy = returning_chunks(chosen, num_chunks // 2, num_chunks + 1)
     return long_history(num_chunks, noisy, recent_chunks=MEMORY_CHUNKS, frame_tokens=frame_tokens), chosen
