@@ -9,7 +9,9 @@ from forcing_kv.models.weights import weights_sha256
 from forcing_kv.pipeline import VideoPipeline
 from forcing_kv.tiny.prompts import caption, parse
 from forcing_kv.tiny.scenes import is_held_out
+from forcing_kv.tiny.scoring import evaluate as evaluation
 from forcing_kv.tiny.scoring.evaluate import evaluate, evaluate_share, scores_in, scores_record
+from forcing_kv.tiny.scoring.kept_scores import code_sha256
 from forcing_kv.tiny.scoring.parts import (
     DRAWN,
     FREE,
@@ -142,18 +144,31 @@ def test_kept_scores_grow(pipeline, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
 
 
-def test_scores_of_other_settings_or_another_preset_are_not_taken(pipeline, tmp_path, monkeypatch):
+def test_scores_of_other_settings_another_preset_or_scorer_are_not_taken(pipeline, tmp_path, monkeypatch):
     asked = replace(SMALL, num_prompts=0, num_switches=0, num_memory_prompts=1, policies=())
     evaluate(pipeline, asked, kept=scores_in(tmp_path, pipeline, asked))
     other = replace(asked, seed=7)
-    with pytest.raises(OutputError, match="choose another folder"):
+    with pytest.raises(OutputError, match="json has scores of another settings: choose another folder"):
         evaluate(pipeline, other, kept=scores_in(tmp_path, pipeline, other))
+    monkeypatch.setattr(evaluation, "code_sha256", lambda folder: "0")
+    with pytest.raises(OutputError, match="scores of another scorer_sha256"):
+        evaluate(pipeline, asked, kept=scores_in(tmp_path, pipeline, asked))
     monkeypatch.setattr(pipeline, "preset", replace(pipeline.preset, recache_frames=3))
-    with pytest.raises(OutputError, match="choose another folder"):
+    with pytest.raises(OutputError, match="scores of another preset and scorer_sha256"):
         evaluate(pipeline, asked, kept=scores_in(tmp_path, pipeline, asked))
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):
         scores_in(tmp_path / "file" / "scores", pipeline, asked)
+
+
+def test_the_hash_of_code_is_that_of_what_it_does(tmp_path):
+    (tmp_path / "rules.py").write_text("LIMIT = 3  # frames\n")
+    first = code_sha256(tmp_path)
+    (tmp_path / "rules.py").write_text("# in frames\nLIMIT  =  3\n")
+    (tmp_path / "notes.txt").touch()
+    assert code_sha256(tmp_path) == first
+    (tmp_path / "rules.py").write_text("LIMIT = 4\n")
+    assert code_sha256(tmp_path) != first
 
 
 def test_a_batch_that_breaks_off_leaves_nothing(pipeline, tmp_path, monkeypatch):

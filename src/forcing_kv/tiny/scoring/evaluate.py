@@ -12,10 +12,11 @@ from typing import Any
 
 from forcing_kv.models.weights import weights_sha256
 from forcing_kv.pipeline import VideoPipeline
-from forcing_kv.tiny.scoring.kept_scores import BatchScores, KeptScores
+from forcing_kv.tiny.scoring.kept_scores import BatchScores, KeptScores, code_sha256
 from forcing_kv.tiny.scoring.parts import Evaluation, Part, Videos, parts_of
 
 Report = Callable[[str], None]
+_SCORER = Path(__file__).parent
 _DEFAULT = Evaluation()
 _GROWING = ("policies", "num_prompts", "num_memory_prompts", "num_switches")
 """What may differ between calls that keep their scores in one folder: it changes no batch."""
@@ -94,7 +95,13 @@ def scores_in(folder: Path, pipeline: VideoPipeline, asked: Evaluation) -> KeptS
         OutputError: The folder cannot be made.
     """
     settings = {name: value for name, value in asdict(asked).items() if name not in _GROWING}
-    return KeptScores(folder, of={**_model(pipeline), "preset": pipeline.preset.to_json(), "settings": settings})
+    of = {
+        **_model(pipeline),
+        "preset": pipeline.preset.to_json(),
+        "settings": settings,
+        "scorer_sha256": code_sha256(_SCORER),
+    }
+    return KeptScores(folder, of=of)
 
 
 def _model(pipeline: VideoPipeline) -> dict[str, str]:

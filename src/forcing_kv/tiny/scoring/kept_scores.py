@@ -1,5 +1,7 @@
 """Scores of finished batches in a folder, a file each: what a killed evaluation loses is the batch at hand."""
 
+import ast
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,14 @@ class BatchScores(TypedDict):
 
     videos: list[list[dict[str, Any]]]
     psnr: list[float]
+
+
+def code_sha256(folder: Path) -> str:
+    """A hash of the Python code in a folder, of which comments are no part."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    return digest.hexdigest()
 
 
 class KeptScores:
@@ -45,8 +55,10 @@ class KeptScores:
         path = self._folder / f"{quote(name, safe=' ,=')}.json"
         if path.exists():
             document = json.loads(path.read_text(encoding="utf-8"))
-            if document["of"] != self._of:
-                raise OutputError(f"{path} has scores of {document['of']}, not of {self._of}: choose another folder")
+            theirs = document["of"]
+            differing = sorted(name for name in theirs | self._of if theirs.get(name) != self._of.get(name))
+            if differing:
+                raise OutputError(f"{path} has scores of another {' and '.join(differing)}: choose another folder")
             kept: BatchScores = document["scores"]
             return kept
         scores = make()
