@@ -5,9 +5,9 @@ positions. Each chunk's queries read a list of token ranges, so attention is a h
 masked. All samples of a batch share one layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from forcing_kv.tiny.training.latents import (
 SEGMENTS_PER_FRAME = 6
 
 TokenRange = tuple[int, int]
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,57 +210,97 @@ def random_sample(
     group: ClipGroup, generator: torch.Generator, *, frame_tokens: int, batch_scale: float = 1.0
 ) -> tuple[Layout, Tensor]:
     """Some clips of a group, int64 [samples], and a layout for them; passes of all kinds take about as long."""
+    draws = _Draws(group=group, generator=generator, batch_scale=batch_scale)
+    return _SAMPLES[group.kind](draws, frame_tokens)
 
-    def integer(low: int, high: int) -> int:  # low..high inclusive
-        return int(torch.randint(low, high + 1, (), generator=generator))
 
-    def picks(num_samples: int) -> Tensor:
-        num_samples = max(1, round(num_samples * batch_scale))
-        return torch.randint(len(group.scenes), (num_samples,), generator=generator)
+@dataclass(frozen=True, kw_only=True)
+class _Draws:
+    """What is drawn at random for a sample of a group."""
 
-    def returning_chunks(chosen: Tensor, start: int, stop: int) -> list[int]:
+    group: ClipGroup
+    generator: torch.Generator
+    batch_scale: float
+
+    def one_of(self, choices: Sequence[Choice]) -> Choice:
+        return choices[int(torch.randint(len(choices), (), generator=self.generator))]
+
+    def clips(self, num: int) -> Tensor:
+        """Clips of the group, int64 [num], or as many as the batch's scale leaves."""
+        num = max(1, round(num * self.batch_scale))
+        return torch.randint(len(self.group.scenes), (num,), generator=self.generator)
+
+    def returning_chunks(self, clips: Tensor, start: int, stop: int) -> list[int]:
         """Some of the chunks from `start` to before `stop`, mostly those in which something comes into sight."""
-        due = ~group.overdue[chosen]
-        weights = _NOT_RETURNING_WEIGHT * due.float().mean(0) + (due & group.returning[chosen]).sum(0)
-        drawn = torch.multinomial(weights[start:stop].clamp(min=1e-6), _NOISY_CHUNKS, generator=generator)
+        due = ~self.group.overdue[clips]
+        weights = _NOT_RETURNING_WEIGHT * due.float().mean(0) + (due & self.group.returning[clips]).sum(0)
+        drawn = torch.multinomial(weights[start:stop].clamp(min=1e-6), _NOISY_CHUNKS, generator=self.generator)
         return [start + chunk for chunk in sorted(drawn.tolist())]
 
-    if group.kind in ("first", "pair"):
-        return full_history(0, [0], frame_tokens=frame_tokens), picks(64)
-    if group.kind == "start":
-        noisy = [*range(START_CHUNKS)] * _LEVELS_PER_CHUNK
-        return full_history(START_CHUNKS - 1, noisy, frame_tokens=frame_tokens), picks(4)
-    if group.kind == "switch":
-        soon = [group.switch_chunk, group.switch_chunk + 1]
-        last = min(group.switch_chunk + _CHUNKS_AFTER_SWITCH, SWITCHED_CHUNKS) - 1
-        later = group.switch_chunk + 2 + torch.randperm(last - soon[1], generator=generator)
-        noisy = sorted([*soon, *soon, *later[: _NOISY_CHUNKS - 4].tolist()])
-        first = group.switch_chunk - RECACHED_CHUNKS
-        layout = full_history(last - first, noisy, first_chunk=first, frame_tokens=frame_tokens)
-        return layout, picks(4)
-    if group.kind in ("memory", "wrap"):
-        chosen = picks(3)
-        noisy = returning_chunks(chosen, 1, MEMORY_CHUNKS)  # the first chunk shows a return never
-        return full_history(MEMORY_CHUNKS - 1, noisy, frame_tokens=frame_tokens), chosen
-    if group.kind == "far":
-        num_chunks = FAR_CHUNKS - 1
-        keep = None
-        if integer(0, 1):
-            keep = torch.rand(num_chunks + 1, CHUNK_FRAMES * SEGMENTS_PER_FRAME, generator=generator) < 1 / 3
-        layout = sink_and_window(
-            group.frames[CHUNK_FRAMES] // CHUNK_FRAMES,
-            num_chunks,
-            sink_frames=(1, 1, 3)[integer(0, 2)],
-            recent_frames=(1, 1, 4, 9)[integer(0, 3)],
-            segment_keep=keep,
-            frame_tokens=frame_tokens,
-            levels_per_chunk=_LEVELS_PER_CHUNK,
-        )
-        return layout, picks(6)
-    num_chunks, num_samples = _LONG_HISTORIES[integer(0, len(_LONG_HISTORIES) - 1)]
-    chosen = picks(num_samples)
-    noisy = returning_chunks(chosen, num_chunks // 2, num_chunks + 1)
-    return long_history(num_chunks, noisy, recent_chunks=MEMORY_CHUNKS, frame_tokens=frame_tokens), chosen
+
+def _first_chunks(draws: _Draws, frame_tokens: int) -> tuple[Layout, Tensor]:
+    return full_history(0, [0], frame_tokens=frame_tokens), draws.clips(64)
+
+
+def _starts(draws: _Draws, frame_tokens: int) -> tuple[Layout, Tensor]:
+    noisy = [*range(START_CHUNKS)] * _LEVELS_PER_CHUNK
+    return full_history(START_CHUNKS - 1, noisy, frame_tokens=frame_tokens), draws.clips(4)
+
+
+def _switches(draws: _Draws, frame_tokens: int) -> tuple[Layout, Tensor]:
+    """Twice the two chunks in which most is new, and some of the later ones, behind what a stream keeps of the past."""
+    switch_chunk = draws.group.switch_chunk
+    soon = [switch_chunk, switch_chunk + 1]
+    last = min(switch_chunk + _CHUNKS_AFTER_SWITCH, SWITCHED_CHUNKS) - 1
+    later = switch_chunk + 2 + torch.randperm(last - soon[1], generator=draws.generator)
+    noisy = sorted([*soon, *soon, *later[: _NOISY_CHUNKS - 4].tolist()])
+    first = switch_chunk - RECACHED_CHUNKS
+    return full_history(last - first, noisy, first_chunk=first, frame_tokens=frame_tokens), draws.clips(4)
+
+
+def _returns(draws: _Draws, frame_tokens: int) -> tuple[Layout, Tensor]:
+    clips = draws.clips(3)
+    noisy = draws.returning_chunks(clips, 1, MEMORY_CHUNKS)  # the first chunk shows a return never
+    return full_history(MEMORY_CHUNKS - 1, noisy, frame_tokens=frame_tokens), clips
+
+
+def _far_pieces(draws: _Draws, frame_tokens: int) -> tuple[Layout, Tensor]:
+    """As a compressed cache leaves them: a sink, recent frames, and in half of the samples random segments."""
+    num_chunks = FAR_CHUNKS - 1
+    keep = None
+    if draws.one_of((False, True)):
+        keep = torch.rand(num_chunks + 1, CHUNK_FRAMES * SEGMENTS_PER_FRAME, generator=draws.generator) < 1 / 3
+    layout = sink_and_window(
+        draws.group.frames[CHUNK_FRAMES] // CHUNK_FRAMES,
+        num_chunks,
+        sink_frames=draws.one_of((1, 1, 3)),
+        recent_frames=draws.one_of((1, 1, 4, 9)),
+        segment_keep=keep,
+        frame_tokens=frame_tokens,
+        levels_per_chunk=_LEVELS_PER_CHUNK,
+    )
+    return layout, draws.clips(6)
+
+
+def _long_streams(draws: _Draws, frame_tokens: int) -> tuple[Layout, Tensor]:
+    """The later half is learned."""
+    num_chunks, num_clips = draws.one_of(_LONG_HISTORIES)
+    clips = draws.clips(num_clips)
+    noisy = draws.returning_chunks(clips, num_chunks // 2, num_chunks + 1)
+    return long_history(num_chunks, noisy, recent_chunks=MEMORY_CHUNKS, frame_tokens=frame_tokens), clips
+
+
+_SAMPLES: dict[str, Callable[[_Draws, int], tuple[Layout, Tensor]]] = {
+    "first": _first_chunks,
+    "pair": _first_chunks,
+    "start": _starts,
+    "switch": _switches,
+    "memory": _returns,
+    "wrap": _returns,
+    "far": _far_pieces,
+    "long": _long_streams,
+}
+"""How a sample of each kind of clips is drawn."""
 
 
 def _segments(keep: Tensor, end: int, floor: int, frame_tokens: int) -> list[TokenRange]:
