@@ -55,7 +55,8 @@ _STRAIGHT = tuple(motion for motion in MOTIONS if motion.startswith("moving"))
 _MEMORY_SHARE = {"first": 0.25, "start": 0.25, "far": 0.25}
 _OWN_MOTIONS = {
     "switch": _SWITCHED_MOTIONS,
-    "memory": (*MEMORY_MOTIONS, "crossing"),  # two objects are harder than one
+    # Two objects are harder than one; and what returns where it left is unlearned among all that wraps around.
+    "memory": (*MEMORY_MOTIONS, "crossing", "leaving and returning"),
     "wrap": _STRAIGHT,
     "pair": ("crossing",),
     # What leaves the picture is what a long stream loses: when it is due is hard to tell among so many old frames.

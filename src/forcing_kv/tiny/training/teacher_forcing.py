@@ -177,14 +177,14 @@ def long_history(num_chunks: int, noisy_chunks: Sequence[int], *, recent_chunks:
 
 
 MIX = {
-    "first": 0.05,
-    "pair": 0.06,
-    "start": 0.04,
-    "switch": 0.16,
-    "memory": 0.25,
-    "wrap": 0.10,
+    "first": 0.04,
+    "pair": 0.05,
+    "start": 0.03,
+    "switch": 0.19,
+    "memory": 0.36,
+    "wrap": 0.06,
     "far": 0.02,
-    "long": 0.32,
+    "long": 0.25,
 }
 """Shares of the steps that each kind of clips gets."""
 
